@@ -1,0 +1,71 @@
+"""Densities of the noise level t in training, and the shift that larger samples need.
+
+All map standard uniform draws u in (0, 1) to t in [0, 1] (0 data, 1 noise), by the inverse of their
+distribution function, so that one draw index gives one t on every mesh.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from data_pipeline.errors import BadInput
+from sora_jax.typed import Array, Float, typed
+
+
+@typed
+def uniform(u: Float[Array, "*b"]) -> Float[Array, "*b"]:
+  """t uniform in [0, 1)."""
+  return u
+
+
+@typed
+def logit_normal(u: Float[Array, "*b"], mean: float, std: float) -> Float[Array, "*b"]:
+  """t = sigmoid(mean + std·N(0,1)); a positive mean favours noise.
+
+  Source: Esser et al. 2024, arXiv:2403.03206, eq. 19.
+  """
+  return jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u))
+
+
+@typed
+def shift(t: Float[Array, "*b"], alpha: Float[Array, "*b"]) -> Float[Array, "*b"]:
+  """Moves t towards noise for alpha > 1: alpha t / (1 + (alpha - 1) t).
+
+  Source: Esser et al. 2024, arXiv:2403.03206, eq. 23, with alpha = sqrt(m/n).
+  """
+  return alpha * t / (1 + (alpha - 1) * t)
+
+
+@typed
+def shift_of_tokens(
+  tokens: Float[Array, "*b"], base_tokens: int, exponent: float
+) -> Float[Array, "*b"]:
+  """alpha = (tokens / base_tokens)^exponent: 1 at `base_tokens`; exponent 0 switches the shift off.
+
+  Exponent 0.5 keeps the uncertainty about a constant sample the same at any token count (eq. 23 above).
+  """
+  return (jnp.maximum(tokens, 1.0) / base_tokens) ** exponent
+
+
+DENSITIES = {"uniform": uniform, "logit_normal": logit_normal}
+
+
+def make_density(*, name: str, mean: float, std: float, base_tokens: int, shift_exponent: float):
+  """Returns `density(u, tokens) -> t`: a named density followed by the shift by token count.
+
+  Args:
+    name: "uniform" or "logit_normal".
+    mean: of the logit-normal, in logits.
+    std: of the logit-normal, in logits.
+    base_tokens: noisy tokens of a segment at which the shift is 1.
+    shift_exponent: see `shift_of_tokens`.
+  Raises:
+    BadInput: unknown name.
+  """
+  if name not in DENSITIES:
+    raise BadInput(f"diffusion: density.name={name!r} is not one of {sorted(DENSITIES)}.")
+
+  def density(u, tokens):
+    t = uniform(u) if name == "uniform" else logit_normal(u, mean, std)
+    return shift(t, shift_of_tokens(tokens, base_tokens, shift_exponent))
+
+  return density

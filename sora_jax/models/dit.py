@@ -1,0 +1,91 @@
+"""The diffusion transformer: one stream of caption tokens and patches, one noise level per token."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data_pipeline.errors import BadInput
+from sora_jax.nn.block import Block, modulate
+from sora_jax.nn.embed import CaptionEmbedding, LevelEmbedding
+from sora_jax.nn.gather import gather_rows
+from sora_jax.nn.rope import rotary_angles
+from sora_jax.typed import Array, Float, typed
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+REMAT = ("none", "block")
+
+
+class DiT(nnx.Module):
+  """Diffusion transformer over packed rows (after Peebles & Xie 2023, arXiv:2212.09748).
+
+  Args:
+    patch_dim: p, numbers in a latent patch (c·pt·ph·pw).
+    width, depth, heads: of the transformer; width/heads is the head dimension.
+    mlp: "gelu" or "swiglu"; `mlp_ratio` its hidden width over `width` (SwiGLU at equal parameters).
+    state_width: k of the caption token states, 0 to embed `vocabulary` token ids.
+    dtype: of matrix products, "float32" or "bfloat16"; parameters, norms and modulation are float32.
+    zero_init: zero gates and head (a new model is the identity and predicts 0); False draws them, which
+      parity tests need.
+  """
+
+  def __init__(
+    self, *, patch_dim, width, depth, heads, mlp, mlp_ratio, state_width, vocabulary, dtype, zero_init,
+    rngs: nnx.Rngs,
+  ):  # fmt: skip
+    if dtype not in DTYPES:
+      raise BadInput(f"dit: dtype={dtype!r} is not one of {sorted(DTYPES)}.")
+    self.head_dim, self.dtype = width // heads, DTYPES[dtype]
+    gates = nnx.initializers.zeros_init() if zero_init else nnx.initializers.normal(0.02)
+    self.patches = nnx.Linear(patch_dim, width, dtype=self.dtype, rngs=rngs)
+    self.caption = CaptionEmbedding(
+      width, state_width=state_width, vocabulary=vocabulary, dtype=self.dtype, rngs=rngs
+    )
+    self.level = LevelEmbedding(width, rngs=rngs)
+    self.modulation = nnx.Linear(width, 6 * width, kernel_init=gates, rngs=rngs)
+    make_block = lambda r: Block(  # noqa: E731
+      width, heads, mlp=mlp, mlp_ratio=mlp_ratio, dtype=self.dtype, zero_init=zero_init, rngs=r
+    )
+    self.blocks = nnx.vmap(make_block, axis_size=depth)(rngs.fork(split=depth))
+    self.head_modulation = nnx.Linear(width, 2 * width, kernel_init=gates, rngs=rngs)
+    self.head = nnx.Linear(width, patch_dim, kernel_init=gates, rngs=rngs)
+
+  @typed
+  def __call__(
+    self, z: Float[Array, "b n p"], t: Float[Array, "b u"], batch: dict, *, attend, remat: str
+  ) -> Float[Array, "b n p"]:
+    """Predicts for every slot.
+
+    Args:
+      z: noisy patches; what stands in caption and padding slots is ignored.
+      t: the row's noise levels, level 0 being 0 (captions and given tokens).
+      batch: a packed row batch (docs/architecture.md): text_ids, text_states, text_index, position,
+        segment and level_index are read.
+      attend: `segment_attention` of a backend.
+      remat: "none" keeps activations; "block" recomputes each block in the backward pass.
+    Returns:
+      The prediction (clean patch or velocity, as trained), float32; undefined in caption slots.
+    """
+    caption = self.caption(batch["text_ids"], batch.get("text_states"))
+    is_caption = (batch["text_index"] >= 0)[..., None]
+    x = jnp.where(
+      is_caption, gather_rows(caption, batch["text_index"]), self.patches(z.astype(self.dtype))
+    )
+    condition = nnx.silu(self.level(t))
+    angles = rotary_angles(batch["position"], self.head_dim)
+    attend_here = lambda q, k, v: attend(q, k, v, batch["segment"])  # noqa: E731
+    x = self._run_blocks(x, self.modulation(condition), batch["level_index"], angles, attend_here, remat)
+    levels = gather_rows(self.head_modulation(condition), batch["level_index"])
+    return self.head(modulate(x, *jnp.split(levels, 2, -1)))
+
+  def _run_blocks(self, x, shared, level_index, angles, attend, remat):
+    """Scans over the stacked layers: compile time does not grow with depth."""
+    if remat not in REMAT:
+      raise BadInput(f"dit: remat={remat!r} is not one of {list(REMAT)}.")
+    structure, stacked = nnx.split(self.blocks)
+
+    def layer(x, parameters):
+      return nnx.merge(structure, parameters)(x, shared, level_index, angles, attend), None
+
+    if remat == "block":
+      layer = jax.checkpoint(layer, prevent_cse=False)
+    return jax.lax.scan(layer, x, stacked)[0]

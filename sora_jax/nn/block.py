@@ -1,0 +1,83 @@
+"""The transformer block: adaLN-Zero, QK-norm, rotary positions, attention inside segments."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data_pipeline.errors import BadInput
+from sora_jax.nn.gather import gather_rows
+from sora_jax.nn.rope import rotate
+
+
+def layer_norm(x):
+  """Layer normalisation without parameters, in float32 (adaLN brings scale and shift)."""
+  x = x.astype(jnp.float32)
+  x = x - jnp.mean(x, -1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+
+
+def modulate(x, shift, scale):
+  """Normalises x, then (1 + scale) x + shift, in float32."""
+  return layer_norm(x) * (1 + scale) + shift
+
+
+class Attention(nnx.Module):
+  """Self-attention with RMS-normalised queries and keys (Dehghani et al. 2023, arXiv:2302.05442)."""
+
+  def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
+    if width % heads:
+      raise BadInput(f"dit: width={width} is not a multiple of heads={heads}. Change one of them.")
+    self.heads, self.head_dim = heads, width // heads
+    self.qkv = nnx.Linear(width, 3 * width, use_bias=False, dtype=dtype, rngs=rngs)
+    self.out = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
+    self.norm_q = nnx.RMSNorm(self.head_dim, dtype=jnp.float32, rngs=rngs)
+    self.norm_k = nnx.RMSNorm(self.head_dim, dtype=jnp.float32, rngs=rngs)
+
+  def __call__(self, x, angles, attend):
+    q, k, v = jnp.split(self.qkv(x), 3, -1)
+    q, k, v = (a.reshape(*x.shape[:2], self.heads, self.head_dim) for a in (q, k, v))
+    q = rotate(self.norm_q(q), angles).astype(v.dtype)
+    k = rotate(self.norm_k(k), angles).astype(v.dtype)
+    return self.out(attend(q, k, v).reshape(x.shape))
+
+
+class MLP(nnx.Module):
+  """Position-wise network: GELU, or SwiGLU (Shazeer 2020, arXiv:2002.05202) at equal parameters."""
+
+  def __init__(self, width: int, *, ratio: float, kind: str, dtype, rngs: nnx.Rngs):
+    if kind not in ("gelu", "swiglu"):
+      raise BadInput(f"dit: mlp={kind!r} is not one of ['gelu', 'swiglu'].")
+    self.gated = kind == "swiglu"
+    hidden = int(ratio * width * (2 / 3 if self.gated else 1))
+    hidden = -(-hidden // 32) * 32
+    self.into = nnx.Linear(width, hidden * (2 if self.gated else 1), dtype=dtype, rngs=rngs)
+    self.out = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x):
+    if not self.gated:
+      return self.out(nnx.gelu(self.into(x)))
+    gate, value = jnp.split(self.into(x), 2, -1)
+    return self.out(nnx.silu(gate) * value)
+
+
+class Block(nnx.Module):
+  """adaLN-Zero transformer block (Peebles & Xie 2023, arXiv:2212.09748, fig. 3).
+
+  The modulation is one projection shared by all blocks plus a table of this block's own
+  (Chen et al. 2023, arXiv:2310.00426, sec. 2.3): computed per noise level, then gathered to slots.
+  """
+
+  def __init__(self, width, heads, *, mlp, mlp_ratio, dtype, zero_init: bool, rngs: nnx.Rngs):
+    self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+    self.mlp = MLP(width, ratio=mlp_ratio, kind=mlp, dtype=dtype, rngs=rngs)
+    scale = 0.0 if zero_init else 0.5
+    self.table = nnx.Param(scale * rngs.params.normal((6, width), jnp.float32))
+    self.dtype = dtype
+
+  def __call__(self, x, shared, level_index, angles, attend):
+    levels = shared + self.table[...].reshape(-1)  # [b,u,6d], float32
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(gather_rows(levels, level_index), 6, -1)
+    h = modulate(x, shift1, scale1).astype(self.dtype)
+    x = x + (gate1 * self.attention(h, angles, attend)).astype(x.dtype)
+    h = modulate(x, shift2, scale2).astype(self.dtype)
+    return x + (gate2 * self.mlp(h)).astype(x.dtype)

@@ -1,0 +1,56 @@
+"""Embeddings of noise levels, caption tokens and their null token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sora_jax.typed import Array, Float, Int, typed
+
+
+@typed
+def sinusoidal(t: Float[Array, "b u"], features: int) -> Float[Array, "b u {features}"]:
+  """Fourier features of the noise level, t scaled by 1000 (Peebles & Xie 2023, arXiv:2212.09748)."""
+  half = features // 2
+  frequencies = np.exp(-np.log(10_000.0) * np.arange(half) / half).astype(np.float32)
+  angles = 1000.0 * t[..., None] * frequencies
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+class LevelEmbedding(nnx.Module):
+  """Noise level -> conditioning vector, float32: Fourier features and a two-layer MLP."""
+
+  def __init__(self, width: int, *, features: int = 256, rngs: nnx.Rngs):
+    self.features = features
+    self.into = nnx.Linear(features, width, rngs=rngs)
+    self.out = nnx.Linear(width, width, rngs=rngs)
+
+  def __call__(self, t: Array) -> Array:
+    return self.out(nnx.silu(self.into(sinusoidal(t, self.features))))
+
+
+class CaptionEmbedding(nnx.Module):
+  """Caption tokens -> model width. A dropped caption is one learned null token (text id -1).
+
+  Args:
+    state_width: k of the text encoder's token states; 0 embeds token ids instead (trained jointly).
+    vocabulary: number of token ids, used when `state_width` is 0.
+  """
+
+  def __init__(self, width, *, state_width: int, vocabulary: int, dtype, rngs: nnx.Rngs):
+    self.state_width, self.dtype = state_width, dtype
+    normal = nnx.initializers.normal(0.02)
+    self.null = nnx.Param(normal(rngs.params(), (width,), jnp.float32))
+    if state_width:
+      self.states = nnx.Linear(state_width, width, dtype=dtype, rngs=rngs)
+    else:
+      self.table = nnx.Param(normal(rngs.params(), (vocabulary, width), jnp.float32))
+
+  def __call__(self, text_ids: Int[Array, "b m"], text_states: Array | None) -> Array:
+    if self.state_width:
+      tokens = self.states(text_states.astype(self.dtype))
+    else:  # a product with one-hot rows: its backward is a product as well, never a scatter
+      table = self.table[...]
+      one_hot = jax.nn.one_hot(text_ids, table.shape[0], dtype=self.dtype)
+      tokens = one_hot @ table.astype(self.dtype)
+    return jnp.where((text_ids < 0)[..., None], self.null[...].astype(tokens.dtype), tokens)

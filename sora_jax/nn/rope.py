@@ -1,0 +1,50 @@
+"""Rotary position embedding over seconds, rows, columns and caption index.
+
+Source: Su et al. 2021, arXiv:2104.09864, eq. 34; axes share the head dimension as in
+Heo et al. 2024, arXiv:2403.13298, sec. 3.2.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.errors import BadInput
+from sora_jax.typed import Array, Float, typed
+
+# Shortest and longest period of each axis, in its own unit: seconds, latent cells, latent cells, tokens.
+PERIODS = ((0.5, 128.0), (4.0, 512.0), (4.0, 512.0), (4.0, 2048.0))
+
+
+def rotary_frequencies(head_dim: int) -> np.ndarray:
+  """Angular frequencies [4, head_dim/2] in radians per unit: each pair of features turns with one axis.
+
+  A quarter of the pairs goes to each of rows, columns and caption index, the rest to seconds; the
+  periods of an axis are spaced geometrically.
+  """
+  if head_dim % 8:
+    raise BadInput(f"rope: head_dim={head_dim} is not a multiple of 8. Change model.width or heads.")
+  pairs = head_dim // 2
+  quarter = pairs // 4
+  counts = (pairs - 3 * quarter, quarter, quarter, quarter)
+  table, column = np.zeros((4, pairs), np.float32), 0
+  for axis, (count, (short, long)) in enumerate(zip(counts, PERIODS, strict=True)):
+    table[axis, column : column + count] = 2 * np.pi / np.geomspace(short, long, count)
+    column += count
+  return table
+
+
+@typed
+def rotary_angles(
+  position: Float[Array, "b n 4"], head_dim: int
+) -> Float[Array, "b n {head_dim}//2"]:
+  """Angles in radians of every slot and pair, float32."""
+  return position.astype(jnp.float32) @ rotary_frequencies(head_dim)
+
+
+@typed
+def rotate(
+  x: Float[Array, "b n heads head_dim"], angles: Float[Array, "b n pairs"]
+) -> Float[Array, "b n heads head_dim"]:
+  """Turns feature pairs (i, i + head_dim/2) by their angle; norms are unchanged."""
+  cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
