@@ -1,0 +1,25 @@
+"""What every run of one kind shares. Each experiment starts from here and changes what it is about."""
+
+from ml_collections import ConfigDict
+
+
+def base(total_steps: int) -> ConfigDict:
+  """Settings of any run, VAE or DiT."""
+  c = ConfigDict()
+  c.seed = 0
+  c.total_steps = total_steps
+  c.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # -1: what the other axes leave
+  c.init_from = ""  # "RUN@STEP" or "RUN" starts a stage from another run's weights
+  c.init_weights = "ema"  # or "params"
+  c.every = dict(log_steps=10, checkpoint_steps=500, evaluate_steps=500)
+  c.keep = dict(checkpoints=3, period_steps=0)  # the newest ones, and one each period for good
+  return c
+
+
+def optimizer(lr: float, warmup_steps: int, **changes) -> dict:
+  """AdamW with warm-up and cosine decay; `changes` replace single settings."""
+  settings = dict(
+    name="adamw", lr=lr, schedule="cosine", warmup_steps=warmup_steps, min_lr_ratio=0.01,
+    b1=0.9, b2=0.95, eps=1e-15, weight_decay=0.01, clip_norm=1.0, ema_decay=0.999,
+  )  # fmt: skip
+  return {**settings, **changes}

@@ -1,0 +1,66 @@
+"""Finds the command, runs it, and turns what went wrong into one line and an exit code.
+
+0 done; 2 bad input (what, where, what to do); 42 preempted and saved; 1 anything else.
+"""
+
+import importlib
+import json
+import os
+import sys
+import traceback
+
+from data_pipeline.errors import BadInput
+
+# Command -> one line of help. The module of the same name in this package has `parser()` and `run(args)`.
+COMMANDS = {
+  "data": "build an embedded dataset as clip records",
+  "encode": "clip records to latent records",
+  "train": "train a VAE or a DiT; resumes by itself",
+  "sample": "make video from prompts",
+  "eval": "score a run: held-out loss, adherence to captions",
+  "inspect": "show what is in a run or a dataset",
+  "demo": "all of it, from nothing to a measured video",
+}
+
+
+def usage() -> str:
+  lines = [f"  {name:9}{text}" for name, text in COMMANDS.items()]
+  return "\n".join(["usage: sora COMMAND [options]    (sora COMMAND --help)", "", *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one command line (without the program's name). Returns the exit code."""
+  argv = sys.argv[1:] if argv is None else argv
+  if not argv or argv[0] in ("-h", "--help"):
+    print(usage())
+    return 0 if argv else 2
+  if argv[0] not in COMMANDS:
+    print(f"sora: {argv[0]!r} is not a command. See sora --help.", file=sys.stderr)
+    return 2
+  try:
+    result = run_command(argv[0], argv[1:])
+  except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
+    return int(stop.code or 0)
+  except BaseException as error:
+    return report_error(argv[0], error)
+  print(json.dumps(result))
+  return 0
+
+
+def run_command(name: str, argv: list[str]) -> dict:
+  """Runs a command in this process and returns its result. Raises what went wrong."""
+  module = importlib.import_module(f"sora_jax.commands.{name}")
+  return module.run(module.parser().parse_args(argv))
+
+
+def report_error(name: str, error: BaseException) -> int:
+  """Prints the one line that an error deserves and returns its exit code."""
+  expected = hasattr(error, "exit_code") or isinstance(error, (BadInput, KeyboardInterrupt))
+  if not expected or os.environ.get("SORA_TRACEBACK"):
+    traceback.print_exception(error)
+  if isinstance(error, KeyboardInterrupt):
+    print(f"sora {name}: interrupted.", file=sys.stderr)
+    return 1
+  text = " ".join(str(error).split()) or type(error).__name__
+  print(f"sora {name}: {text}", file=sys.stderr)
+  return 2 if isinstance(error, BadInput) else int(getattr(error, "exit_code", 1))

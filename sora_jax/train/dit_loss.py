@@ -1,0 +1,67 @@
+"""The DiT's training loss on a packed batch: draws times and noise, predicts, scores the velocity."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.diffusion.noise import segment_uniform, token_normal
+from sora_jax.diffusion.objective import mean_by_time, velocity_error, weighted_mean
+from sora_jax.diffusion.path import interpolate
+from sora_jax.nn.gather import gather_rows
+
+TIME_BINS = 10
+
+
+def segment_times(batch, density, seed: int):
+  """t of every segment [b,s], from its draw index and its count of noisy patches."""
+  u = segment_uniform(seed, "time", batch["draw"])
+  return density(u, batch["segment_tokens"].astype(jnp.float32))
+
+
+def level_times(times):
+  """Noise levels of a row [b,u=s+1]: level 0 is t=0 (captions, padding, given), level i segment i's t."""
+  return jnp.concatenate([jnp.zeros_like(times[:, :1]), times], axis=1)
+
+
+def patch_weights(batch):
+  """Loss weight of every slot [b,n]: its segment's weight at noisy patches, 0 elsewhere."""
+  weight = gather_rows(batch["segment_weight"][..., None], batch["segment"] - 1)[..., 0]
+  noisy = (batch["level_index"] > 0) & (batch["token_index"] >= 0)
+  return jnp.where(noisy, weight, 0.0)
+
+
+def noisy_patches(batch, times, seed: int):
+  """Returns (x, e, z, t): clean patches, noise, noisy patches [b,n,p], and each slot's time [b,n]."""
+  x = batch["latents"].astype(jnp.float32)
+  t = gather_rows(level_times(times)[..., None], batch["level_index"])[..., 0]
+  e = token_normal(
+    seed, "noise", batch["draw"], batch["segment"], batch["token_index"], x.shape[-1]
+  )
+  return x, e, interpolate(x, e, t), t
+
+
+def dit_errors(params, structure, batch, times, *, prediction, t_min, seed, attend, remat):
+  """Velocity errors, weights and times of every slot, each [b,n], at given segment times [b,s]."""
+  x, e, z, t = noisy_patches(batch, times, seed)
+  model = nnx.merge(structure, params)
+  output = model(z, level_times(times), batch, attend=attend, remat=remat)
+  return velocity_error(prediction, output, x, e, z, t, t_min), patch_weights(batch), t
+
+
+def make_dit_loss(structure, density, *, prediction, t_min, seed, attend, remat):
+  """Builds `loss(params, frozen, batch) -> (loss, metrics)`.
+
+  The loss is Σ w‖v̂-v‖² / Σ w over the noisy patches of the global batch; `loss_by_t` and
+  `weight_by_t` split it into ten equal bins of t.
+  """
+
+  def loss(params, frozen, batch):
+    del frozen  # token states come with the batch
+    times = segment_times(batch, density, seed)
+    error, weight, t = dit_errors(
+      params, structure, batch, times, prediction=prediction, t_min=t_min, seed=seed, attend=attend,
+      remat=remat,
+    )  # fmt: skip
+    by_time, weight_by_time = mean_by_time(error, weight, t, TIME_BINS)
+    return weighted_mean(error, weight), dict(loss_by_t=by_time, weight_by_t=weight_by_time)
+
+  return loss
