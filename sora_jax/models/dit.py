@@ -45,7 +45,7 @@ class DiT(nnx.Module):
     make_block = lambda r: Block(  # noqa: E731
       width, heads, mlp=mlp, mlp_ratio=mlp_ratio, dtype=self.dtype, zero_init=zero_init, rngs=r
     )
-    self.blocks = nnx.vmap(make_block, axis_size=depth)(rngs.fork(split=depth))
+    self.blocks = nnx.vmap(make_block, axis_size=depth)(rngs.split(depth))
     self.head_modulation = nnx.Linear(width, 2 * width, kernel_init=gates, rngs=rngs)
     self.head = nnx.Linear(width, patch_dim, kernel_init=gates, rngs=rngs)
 

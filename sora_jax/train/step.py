@@ -1,14 +1,12 @@
 """One optimiser step, the same for every model: the loss is an argument."""
 
 import jax
-import jax.numpy as jnp
-import optax
 
-from sora_jax.train.optim import ema_update
+from sora_jax.train.optim import advance
 from sora_jax.train.state import State
 
 
-def make_step(loss_fn, optimizer: optax.GradientTransformation, *, ema_decay: float):
+def make_step(loss_fn, optimizer, *, ema_decay: float):
   """Builds `step(state, frozen, batch) -> (state, metrics)`, a pure function to be jitted.
 
   Args:
@@ -22,10 +20,7 @@ def make_step(loss_fn, optimizer: optax.GradientTransformation, *, ema_decay: fl
   def step(state: State, frozen, batch):
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, metrics), gradients = gradient_fn(state.params, frozen, batch)
-    updates, opt = optimizer.update(gradients, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = ema_update(state.ema, params, ema_decay, state.step)
-    metrics = dict(metrics, loss=loss, grad_norm=optax.tree.norm(gradients))
-    return State(step=state.step + jnp.int32(1), params=params, ema=ema, opt=opt), metrics
+    state, norms = advance(state, gradients, optimizer, ema_decay=ema_decay)
+    return state, {**metrics, **norms, "loss": loss}
 
   return step

@@ -1,0 +1,176 @@
+"""A packed row gives every segment the output and the gradients that it has alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from data_pipeline.errors import BadInput
+from data_pipeline.tokens import Segment, pack_row, patchify, stack_rows
+from sora_jax.attention.registry import segment_attention
+from sora_jax.models.dit import DiT
+from sora_jax.parallel.rules import named_leaves
+from sora_jax.train.dit_loss import dit_errors
+
+PATCH = (1, 2, 2)
+SHAPES = [(3, 4, 4), (1, 4, 8), (2, 6, 4), (4, 2, 2)]
+ATTEND = segment_attention("xla")
+
+
+def leaky(q, k, v, segment):
+  """The mutant: padding is masked, but segments see each other."""
+  return ATTEND(q, k, v, jnp.minimum(segment, 1))
+
+
+def make_segments():
+  rng = np.random.default_rng(0)
+  captions = [rng.integers(1, 50, n) for n in (5, 3, 7, 2)]
+  return [
+    Segment(
+      patches=patchify(rng.normal(size=(*shape, 3)).astype(np.float32), PATCH), shape=shape, patch=PATCH,
+      fps=8.0 + i, text_ids=ids, dropped=i == 3, draw=2**32 * i + 11 * i,
+    )
+    for i, (shape, ids) in enumerate(zip(SHAPES, captions, strict=True))
+  ]  # fmt: skip
+
+
+def batch_of(rows, slots):
+  packed = [pack_row(row, slots=slots, caption_slots=24, segments_per_row=4) for row in rows]
+  return {k: jnp.asarray(v) for k, v in stack_rows(packed).items() if k != "segment_record"}
+
+
+@pytest.fixture(scope="module")
+def model():
+  dit = DiT(
+    patch_dim=12, width=64, depth=2, heads=2, mlp="swiglu", mlp_ratio=4, state_width=0, vocabulary=50,
+    dtype="float32", zero_init=False, rngs=nnx.Rngs(0),
+  )  # fmt: skip
+  return nnx.split(dit)
+
+
+def segment_errors(model, attend=ATTEND, remat="none", prediction="velocity"):
+  """(params, batch) -> velocity errors [b,n] with fixed per-draw times."""
+  structure, _ = model
+
+  def errors(params, batch):
+    times = 0.2 + 0.1 * (batch["draw"][..., 1] % 7).astype(jnp.float32)
+    error, weight, _ = dit_errors(
+      params, structure, batch, times, prediction=prediction, t_min=0.05, seed=0, attend=attend, remat=remat
+    )
+    return jnp.where(weight > 0, error, 0.0)
+
+  return errors
+
+
+def loss_and_gradients(errors, params, batch):
+  total = lambda params: jnp.sum(errors(params, batch))  # noqa: E731
+  return jax.jit(jax.value_and_grad(total))(params)
+
+
+def largest_difference(model, attend):
+  """Loss and gradient difference between one packed row and the sum of its segments alone."""
+  segments, (_, params) = make_segments(), model
+  packed = batch_of([segments], 80)
+  alone = batch_of([[s] for s in segments], 80)
+  packed_loss, packed_gradient = loss_and_gradients(segment_errors(model, attend), params, packed)
+  alone_loss, alone_gradient = loss_and_gradients(segment_errors(model, attend), params, alone)
+  worst = abs(float(packed_loss - alone_loss) / float(alone_loss))
+  others = named_leaves(alone_gradient)
+  for name, leaf in named_leaves(packed_gradient).items():
+    norm = float(jnp.linalg.norm(others[name]))
+    assert norm > 1e-6, f"{name} has no gradient: the test would be vacuous"
+    worst = max(worst, float(jnp.linalg.norm(leaf - others[name])) / norm)
+  return worst
+
+
+def test_packed_equals_alone(model):
+  assert largest_difference(model, ATTEND) <= 1e-5
+
+
+def test_mutant_that_attends_across_segments_fails(model):
+  assert largest_difference(model, leaky) > 1e-3
+
+
+def test_outputs_of_each_segment_equal_those_alone(model):
+  segments, (_, params) = make_segments(), model
+  errors = jax.jit(segment_errors(model))
+  packed = errors(params, batch_of([segments], 80))
+  slot = 0
+  for segment in segments:
+    alone = errors(params, batch_of([[segment]], 80))[0, : segment.tokens]
+    np.testing.assert_allclose(packed[0, slot : slot + segment.tokens], alone, rtol=1e-5, atol=1e-5)
+    slot += segment.tokens
+
+
+@pytest.mark.parametrize(("attend", "leaks"), [(ATTEND, False), (leaky, True)])
+def test_no_gradient_crosses_segments(model, attend, leaks):
+  structure, params = model
+  batch = batch_of([make_segments()], 80)
+  first = np.asarray(batch["segment"] == 1)
+
+  def loss(latents):
+    errors = segment_errors(model, attend)(params, {**batch, "latents": latents})
+    return jnp.sum(jnp.where(first, errors, 0.0))
+
+  gradient = np.asarray(jax.jit(jax.grad(loss))(batch["latents"]))
+  assert np.any(gradient[first] != 0)
+  assert np.any(gradient[~first] != 0) == leaks
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "clean"])
+def test_remat_changes_nothing(model, prediction):
+  _, params = model
+  batch = batch_of([make_segments()], 80)
+  results = [
+    loss_and_gradients(segment_errors(model, remat=r, prediction=prediction), params, batch)
+    for r in ("none", "block")
+  ]
+  assert float(results[0][0]) == pytest.approx(float(results[1][0]), rel=1e-6)
+  for a, b in zip(jax.tree.leaves(results[0][1]), jax.tree.leaves(results[1][1]), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_given_tokens_are_clean_and_cost_nothing(model):
+  _, params = model
+  segment = make_segments()[0]
+  given = np.arange(len(segment.patches)) < 4
+  batch = batch_of([[Segment(**{**vars(segment), "given": given})]], 40)
+  error = np.asarray(segment_errors(model)(params, batch))[0]
+  patches = error[segment.caption_tokens : segment.tokens]
+  assert np.all(patches[:4] == 0) and np.all(patches[4:] > 0)
+  gradient = jax.grad(lambda p: jnp.sum(segment_errors(model, prediction="clean")(p, batch)))(params)
+  assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+
+
+def test_zero_init_predicts_nothing_and_bad_settings_are_named():
+  settings = dict(
+    patch_dim=12, width=64, depth=1, heads=2, mlp="gelu", mlp_ratio=4, state_width=0, vocabulary=50,
+    dtype="float32", zero_init=True,
+  )  # fmt: skip
+  model = DiT(**settings, rngs=nnx.Rngs(0))
+  batch = batch_of([make_segments()], 80)
+  output = model(batch["latents"], jnp.ones((1, 5)), batch, attend=ATTEND, remat="none")
+  assert not np.any(output)
+  for change, text in [
+    (dict(dtype="float8"), "dtype='float8' is not one of"),
+    (dict(mlp="relu"), "mlp='relu' is not one of"),
+    (dict(heads=5), "width=64 is not a multiple of heads=5"),
+  ]:
+    with pytest.raises(BadInput, match=text):
+      DiT(**{**settings, **change}, rngs=nnx.Rngs(0))
+  with pytest.raises(BadInput, match="remat='all' is not one of"):
+    model(batch["latents"], jnp.ones((1, 5)), batch, attend=ATTEND, remat="all")
+
+
+def test_bfloat16_compute_stays_close(model):
+  structure, params = model
+  batch = batch_of([make_segments()], 80)
+  half = DiT(
+    patch_dim=12, width=64, depth=2, heads=2, mlp="swiglu", mlp_ratio=4, state_width=0, vocabulary=50,
+    dtype="bfloat16", zero_init=False, rngs=nnx.Rngs(0),
+  )  # fmt: skip
+  run = lambda m: m(batch["latents"], jnp.full((1, 5), 0.5), batch, attend=ATTEND, remat="none")  # noqa: E731
+  full = run(nnx.merge(structure, params))
+  valid = np.asarray(batch["token_index"] >= 0)
+  assert float(jnp.linalg.norm((run(half) - full)[valid]) / jnp.linalg.norm(full[valid])) < 0.05
