@@ -1,0 +1,43 @@
+"""`sora inspect --workdir DIR`: what the last checkpoint of a run holds."""
+
+from pathlib import Path
+
+import jax
+
+from data_pipeline.errors import BadInput
+from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.events import goodput
+from sora_jax.train.hashes import state_hashes
+
+
+def describe_run(workdir) -> dict:
+  """Reads the newest checkpoint on any machine: needs neither the dataset nor the mesh.
+
+  Returns:
+    `step`, `tokens_seen`, `clips_seen`, `cursor`, `params_sha256`, `ema_sha256`, `opt_sha256`,
+    `parameters` (how many numbers), the facts of the run (`config`, `environment`, fingerprints)
+    and `goodput`.
+  Raises:
+    BadInput: no checkpoint there, or a damaged one.
+  """
+  folder = Path(workdir) / "checkpoints"
+  if not folder.is_dir():
+    raise BadInput(
+      f"inspect: --workdir={workdir} holds no checkpoints folder. Give a workdir of sora train."
+    )
+  with Checkpoints(folder, read_only=True) as checkpoints:
+    step = checkpoints.latest_step()
+    if step is None:
+      raise BadInput(
+        f"inspect: --workdir={workdir} holds no finished checkpoint. Let sora train save one first."
+      )
+    progress, run = checkpoints.describe(step)
+    state = checkpoints.read(step)
+  return {
+    "step": step,
+    **progress._asdict(),
+    **state_hashes(state),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
+    **run,
+    "goodput": goodput(workdir),
+  }

@@ -1,0 +1,215 @@
+"""Checkpoints: saved asynchronously, committed whole or not at all, restored onto any mesh.
+
+One holds `state` (arrays), `cursor` (JSON) and `meta` (JSON: counters and the facts of the run),
+in the format of Orbax's `CheckpointManager`.
+"""
+
+import contextlib
+import errno
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import args as ocp_args
+
+from data_pipeline.errors import BadInput
+from sora_jax.parallel.rules import named_leaves
+from sora_jax.train.state import Progress, State
+from sora_jax.train.stop import DiskFull
+
+ITEMS = ("state", "cursor", "meta")
+SPARE = 1.1  # free space asked for, in sizes of the state: the index and a little room
+
+
+def free_bytes(folder) -> int:
+  """Free bytes of the disk that holds `folder`."""
+  return shutil.disk_usage(folder).free
+
+
+def _ignore(event: str, **facts) -> None:
+  """Events of a caller that keeps none."""
+
+
+class Checkpoints:
+  """The checkpoints in one folder. A context: leaving it waits for the save under way.
+
+  Args:
+    folder: made if it is not there, unless `read_only`.
+    max_to_keep: how many of the latest stay; None keeps all.
+    keep_period: those at its multiples stay for good; None for none.
+    events: called as `events("save", step=…, seconds=…, bytes=…)`.
+    read_only: only look.
+  """
+
+  def __init__(
+    self,
+    folder,
+    *,
+    max_to_keep: int | None = None,
+    keep_period: int | None = None,
+    events=_ignore,
+    read_only: bool = False,
+  ):
+    self._folder = Path(folder).absolute()
+    self._events = events
+    options = (
+      ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
+      if read_only
+      else ocp.CheckpointManagerOptions(
+        max_to_keep=max_to_keep,
+        keep_period=keep_period,
+        cleanup_tmp_directories=True,  # what a killed save left behind
+      )
+    )
+    self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=ITEMS)
+
+  def latest_step(self) -> int | None:
+    """The last step that was saved whole, not one that a kill cut off; None if there is none."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: State, progress: Progress, run: dict) -> None:
+    """Copies the state off the devices and writes it in the background.
+
+    On return the state may be donated.
+
+    Args:
+      step: steps that the state has done.
+      state: checked by the caller to be finite.
+      progress: what goes with exactly this state.
+      run: JSON-able facts, see `sora_jax.train.resume.run_facts`.
+    Raises:
+      DiskFull: not enough room; nothing was written, earlier checkpoints are whole.
+    """
+    self.wait()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = free_bytes(self._folder)
+    if free < SPARE * size:
+      raise DiskFull(
+        f"checkpoint: free={free:,} bytes on the disk of {self._folder} are less than the"
+        f" {round(SPARE * size):,} that step {step} needs ({self._named_latest()} is whole)."
+        " Make room and start again."
+      )
+    begin = time.perf_counter()
+    self._events("save_begin", step=step)
+    meta = {"tokens_seen": progress.tokens_seen, "clips_seen": progress.clips_seen, "run": run}
+    self._manager.save(
+      step,
+      args=ocp_args.Composite(
+        state=ocp_args.StandardSave(state),
+        cursor=ocp_args.JsonSave(progress.cursor),
+        meta=ocp_args.JsonSave(meta),
+      ),
+    )
+    # The seconds that the loop stood still; the writing goes on behind it.
+    self._events("save", step=step, seconds=round(time.perf_counter() - begin, 3), bytes=size)
+
+  def describe(self, step: int) -> tuple[Progress, dict]:
+    """The host's half of a checkpoint, without its arrays.
+
+    Raises:
+      BadInput: it cannot be read.
+    """
+    with self._readable(step):
+      got = self._manager.restore(
+        step, args=ocp_args.Composite(cursor=ocp_args.JsonRestore(), meta=ocp_args.JsonRestore())
+      )
+      meta = got.meta
+      return Progress(got.cursor, meta["tokens_seen"], meta["clips_seen"]), meta["run"]
+
+  def restore(self, step: int, abstract: State) -> tuple[State, Progress, dict]:
+    """Reads a checkpoint, bit for bit, onto any mesh.
+
+    Args:
+      step: one of the saved.
+      abstract: `jax.ShapeDtypeStruct`s with the shardings wanted, see `state.abstract_state`.
+    Raises:
+      BadInput: a damaged checkpoint, or one of another model or optimiser.
+    """
+    progress, run = self.describe(step)
+    self._check_shapes(step, abstract)
+    with self._readable(step):
+      got = self._manager.restore(
+        step, args=ocp_args.Composite(state=ocp_args.StandardRestore(abstract))
+      )
+    return got.state, progress, run
+
+  def read(self, step: int, parts=State._fields) -> dict:
+    """Fields of the state as trees of numpy arrays; needs neither the model nor its mesh.
+
+    Args:
+      step: one of the saved.
+      parts: which fields of the state.
+    Raises:
+      BadInput: a damaged checkpoint.
+    """
+    path = self._folder / str(step) / "state"
+    with self._readable(step):
+      handler = ocp.PyTreeCheckpointHandler()
+      shapes = {part: handler.metadata(path).tree[part] for part in parts}
+      ask = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+      return handler.restore(
+        path, args=ocp_args.PyTreeRestore(item=shapes, restore_args=ask, partial_restore=True)
+      )
+
+  def wait(self) -> None:
+    """Until the save under way is whole on disk.
+
+    Raises:
+      DiskFull: the disk filled up meanwhile.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        raise DiskFull(
+          f"checkpoint: the disk of {self._folder} filled up while saving"
+          f" ({self._named_latest()} is whole). Make room and start again."
+        ) from error
+      raise
+
+  def close(self) -> None:
+    """Waits, and ends the background threads."""
+    self.wait()
+    self._manager.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def _named_latest(self) -> str:
+    self._manager.reload()
+    step = self.latest_step()
+    return "no checkpoint yet" if step is None else f"the checkpoint at step {step}"
+
+  def _check_shapes(self, step: int, abstract: State) -> None:
+    with self._readable(step):
+      tree = ocp.PyTreeCheckpointHandler().metadata(self._folder / str(step) / "state").tree
+    saved = {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
+    asked = {name: tuple(leaf.shape) for name, leaf in named_leaves(abstract._asdict()).items()}
+    for name in sorted(saved.keys() | asked.keys()):
+      if saved.get(name) != asked.get(name):
+        raise BadInput(
+          f"checkpoint: step {step} in {self._folder} holds {name}={saved.get(name)}, this config"
+          f" makes {asked.get(name)}. Use a new --workdir, or the config that the run began with."
+        )
+
+  @contextlib.contextmanager
+  def _readable(self, step: int):
+    try:
+      yield
+    except jax.errors.JaxRuntimeError:
+      raise  # the device's trouble, not the file's
+    except Exception as error:
+      before = [other for other in self._manager.all_steps() if other < step]
+      after = f"continue from step {max(before)}" if before else "start from the beginning"
+      reason = str(error).strip().split("\n")[0][:200]
+      raise BadInput(
+        f"checkpoint: step {step} in {self._folder} cannot be read"
+        f" ({type(error).__name__}: {reason})."
+        f" Remove the folder {self._folder / str(step)} to {after}."
+      ) from error

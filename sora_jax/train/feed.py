@@ -1,0 +1,59 @@
+"""Batches on their way to the devices, each with the progress of the state after it."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sora_jax.train.metrics import Counts, Meter
+from sora_jax.train.state import Progress
+
+
+class Fed(NamedTuple):
+  """A batch whose copy to the devices has begun.
+
+  Attributes:
+    arrays: on the devices.
+    counts: what is in it.
+    progress: of a state that has seen it; the loader itself may be further.
+  """
+
+  arrays: Any
+  counts: Counts
+  progress: Progress
+
+
+class Feed:
+  """Takes batches one by one and counts what goes by.
+
+  Args:
+    batches: iterator of host batches with a JSON-able `cursor`: the position after the last one.
+    put: host batch -> device arrays, without waiting.
+    count: host batch -> its `Counts`.
+    progress: where the run stands.
+    meter: told of the time spent waiting for `batches`.
+  """
+
+  def __init__(
+    self,
+    batches,
+    *,
+    put: Callable[[dict], Any],
+    count: Callable[[dict], Counts],
+    progress: Progress,
+    meter: Meter,
+  ):
+    self._batches, self._put, self._count = batches, put, count
+    self._progress, self._meter = progress, meter
+
+  def take(self) -> Fed:
+    """The next batch."""
+    begin = time.perf_counter()
+    batch = next(self._batches)
+    cursor = dict(self._batches.cursor)  # a copy: the prefetch moves on before the state is saved
+    self._meter.waited(time.perf_counter() - begin)
+    counts = self._count(batch)
+    seen = self._progress
+    self._progress = Progress(
+      cursor, seen.tokens_seen + counts.tokens, seen.clips_seen + counts.clips
+    )
+    return Fed(self._put(batch), counts, self._progress)

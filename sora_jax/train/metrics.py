@@ -1,0 +1,175 @@
+"""What a run reports: `metrics.jsonl`, TensorBoard files, a progress bar, and the rates in them."""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from data_pipeline.errors import BadInput
+
+
+class Counts(NamedTuple):
+  """What one batch holds, counted on the host; `flops` is the model's work, padding not counted."""
+
+  tokens: int
+  clips: int
+  flops: float
+
+
+class Meter:
+  """Rates between two readings. Time inside its `with` block (compiling, saving) does not count."""
+
+  def __init__(self, clock=time.perf_counter):
+    self._clock = clock
+    self._pause = 0.0
+    self._reset(0)
+
+  def _reset(self, steps):
+    self._begin, self._excluded, self._wait = self._clock(), 0.0, 0.0
+    self._steps, self._tokens, self._clips, self._flops = steps, 0, 0, 0.0
+
+  def add(self, counts: Counts) -> None:
+    """One step done, on a batch of `counts`."""
+    self._steps += 1
+    self._tokens += counts.tokens
+    self._clips += counts.clips
+    self._flops += counts.flops
+
+  def waited(self, seconds: float) -> None:
+    """Time inside `next(batches)`: an upper bound of a device's wait, which has a step to run."""
+    self._wait += seconds
+
+  def __enter__(self):
+    self._pause = self._clock()
+    return self
+
+  def __exit__(self, *_):
+    self._excluded += self.since_pause()
+
+  def since_pause(self) -> float:
+    """Seconds since the pause began."""
+    return self._clock() - self._pause
+
+  def read(self) -> dict[str, float]:
+    """The rates since the last reading, and starts anew."""
+    seconds = max(self._clock() - self._begin - self._excluded, 1e-9)
+    rates = {
+      "step_seconds": seconds / max(1, self._steps),
+      "tokens_per_second": self._tokens / seconds,
+      "clips_per_second": self._clips / seconds,
+      "model_flops_per_second": self._flops / seconds,
+      "data_wait_fraction": min(1.0, self._wait / seconds),
+    }
+    self._reset(0)
+    return rates
+
+
+def read_values(metrics: dict) -> dict:
+  """Brings metrics to the host: scalars as numbers, arrays as lists. Waits for the device."""
+  return {key: np.asarray(value).tolist() for key, value in metrics.items()}
+
+
+def _finite(value):
+  """JSON knows no NaN: null stands for a number that is not there (a bin without tokens)."""
+  if isinstance(value, list):
+    return [_finite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsWriter:
+  """Writes a run's metrics into its workdir and shows them on stderr.
+
+  Args:
+    workdir: made if it is not there.
+    total_steps: length of the progress bar.
+    step: steps done already; TensorBoard drops what an earlier session wrote after it. `cut_back`
+      does the same for `metrics.jsonl` and must be called first.
+  """
+
+  def __init__(self, workdir, *, total_steps: int, step: int = 0):
+    folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    self._file = (folder / "metrics.jsonl").open("a", buffering=1)
+    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    self._total = total_steps
+    console = Console(stderr=True)
+    self._bar = None
+    if console.is_terminal:
+      columns = (
+        TextColumn("train"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+      )
+      self._bar = Progress(*columns, console=console)
+      self._task = self._bar.add_task("", total=total_steps, completed=step)
+      self._bar.start()
+
+  def __call__(self, step: int, values: dict) -> None:
+    """One line for `step`: numbers and lists of numbers by name."""
+    values = {key: _finite(value) for key, value in values.items()}
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    for key, value in values.items():
+      if isinstance(value, (int, float)):
+        self._board.add_scalar(key, value, step)
+    self._show(step, values)
+
+  def _show(self, step, values):
+    shown = {key: values[key] for key in ("loss", "tokens_per_second") if key in values}
+    words = [f"{key} {value:.4g}" for key, value in shown.items()]
+    if self._bar:
+      self._bar.update(self._task, completed=step, description=", ".join(words))
+      return
+    if "step_seconds" in values:
+      left = round((self._total - step) * values["step_seconds"])
+      words.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+    print(f"train: step {step}/{self._total}, {', '.join(words)}", file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    """Ends the bar and closes the files."""
+    if self._bar:
+      self._bar.stop()
+    self._file.close()
+    self._board.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+
+def read_metrics(workdir) -> list[dict]:
+  """All lines of a workdir's `metrics.jsonl`, without a last one that a kill has cut off.
+
+  Raises:
+    BadInput: another line is not JSON.
+  """
+  path = Path(workdir) / "metrics.jsonl"
+  lines = path.read_text().split("\n")[:-1] if path.exists() else []
+  try:
+    return [json.loads(line) for line in lines]
+  except json.JSONDecodeError as error:
+    raise BadInput(
+      f"metrics: {path} holds a line that is not JSON ({error}). Remove that line."
+    ) from error
+
+
+def cut_back(workdir, step: int) -> None:
+  """Removes the lines after `step`, and one that a kill has cut off: those steps will run again."""
+  path = Path(workdir) / "metrics.jsonl"
+  if not path.exists():
+    return
+  kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+  short = path.with_suffix(".jsonl.short")
+  short.write_text("".join(json.dumps(line) + "\n" for line in kept))
+  os.replace(short, path)

@@ -1,0 +1,151 @@
+"""Optimiser, learning-rate schedules and the moving average of the parameters."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from data_pipeline.errors import BadInput
+from sora_jax.parallel.rules import path_name
+from sora_jax.train.state import State
+
+# Layers stacked for a scan carry a leading layer axis, which says nothing about a parameter's kind.
+STACKED = re.compile(r"(^|.*/)blocks/(?!\d+/).*")
+
+
+def _constant(done, *, floor):
+  return jnp.ones_like(done)
+
+
+def _cosine(done, *, floor):
+  return floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+
+
+def _linear(done, *, floor):
+  return 1 - (1 - floor) * done
+
+
+# name -> (shape over the decay phase, whether that phase is all that follows the warm-up)
+SCHEDULES = {"constant": (_constant, True), "cosine": (_cosine, True), "wsd": (_linear, False)}
+
+
+def make_schedule(
+  *,
+  lr: float,
+  schedule: str = "constant",
+  warmup_steps: int = 0,
+  total_steps: int = 0,
+  decay_steps: int = 0,
+  min_lr_ratio: float = 0.0,
+):
+  """Learning rate as a function of the steps done.
+
+  A linear warm-up that reaches `lr` in step `warmup_steps` (the first step is not at zero), then
+  `constant`; `cosine` to `min_lr_ratio * lr` at `total_steps` (Loshchilov & Hutter 2017,
+  arXiv:1608.03983, eq. 5, without restarts); or `wsd`: constant, and linear to the same floor over
+  the last `decay_steps` (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395, sec. 4).
+
+  Raises:
+    BadInput: an unknown name, or phases that do not fit into `total_steps`.
+  """
+  if schedule not in SCHEDULES:
+    raise BadInput(f"optim: schedule={schedule!r} is not one of {', '.join(SCHEDULES)}.")
+  shape, whole = SCHEDULES[schedule]
+  length = total_steps - warmup_steps if whole else decay_steps
+  if schedule != "constant" and not 0 < length <= total_steps - warmup_steps:
+    raise BadInput(
+      f"optim: schedule={schedule} with warmup_steps={warmup_steps}, decay_steps={decay_steps} does"
+      f" not fit into total_steps={total_steps}. Shorten the phases, or train longer."
+    )
+
+  def rate(count):
+    warm = jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
+    done = jnp.clip((count - (total_steps - length)) / max(1, length), 0.0, 1.0)
+    return lr * warm * shape(done, floor=min_lr_ratio)
+
+  return rate
+
+
+def decay_mask(params):
+  """True where weight decay applies: matrices, not vectors (biases, norms, single tokens).
+
+  A vector is a leaf of at most one axis, the layer axis of stacked blocks not counted.
+  """
+
+  def decays(path, leaf):
+    return leaf.ndim - bool(STACKED.fullmatch(path_name(path))) > 1
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _adamw(rate, *, b1, b2, eps, weight_decay):
+  return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
+
+
+OPTIMIZERS = {"adamw": _adamw}
+
+
+def make_optimizer(
+  *,
+  name: str = "adamw",
+  lr: float,
+  schedule: str = "constant",
+  warmup_steps: int = 0,
+  total_steps: int = 0,
+  decay_steps: int = 0,
+  min_lr_ratio: float = 0.0,
+  weight_decay: float = 0.0,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+  """Clipping by the global norm (None: no clipping), then the named optimiser.
+
+  Weight decay is decoupled, times the learning rate (Loshchilov & Hutter 2019, arXiv:1711.05101),
+  and leaves biases, norms and single tokens alone, see `decay_mask`.
+
+  Raises:
+    BadInput: an unknown name, a schedule that does not fit, a rate or norm that is not positive.
+  """
+  if name not in OPTIMIZERS:
+    raise BadInput(f"optim: name={name!r} is not one of {', '.join(OPTIMIZERS)}.")
+  if lr <= 0 or (clip_norm is not None and clip_norm <= 0):
+    raise BadInput(f"optim: lr={lr}, clip_norm={clip_norm} must be positive.")
+  rate = make_schedule(
+    lr=lr,
+    schedule=schedule,
+    warmup_steps=warmup_steps,
+    total_steps=total_steps,
+    decay_steps=decay_steps,
+    min_lr_ratio=min_lr_ratio,
+  )
+  rule = OPTIMIZERS[name](rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+  clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+  return optax.chain(clip, rule)
+
+
+def ema_update(ema, params, decay: float, step):
+  """Exponential moving average in float32 with a short memory at the start.
+
+  The decay of step `step` (0, 1, ...) is `min(decay, (1 + step) / (10 + step))`, as in TensorFlow's
+  `ExponentialMovingAverage(num_updates=step)`.
+  """
+  step = jnp.asarray(step, jnp.float32)
+  keep = jnp.minimum(decay, (1 + step) / (10 + step))
+  return jax.tree.map(
+    lambda old, new: old + (1 - keep) * (new.astype(jnp.float32) - old), ema, params
+  )
+
+
+def advance(state: State, gradients, optimizer, *, ema_decay: float) -> tuple[State, dict]:
+  """One optimiser step; pure, to be called under jit.
+
+  Returns:
+    The next state, and `grad_norm`: the global L2 norm of the gradients before clipping.
+  """
+  updates, opt = optimizer.update(gradients, state.opt, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = ema_update(state.ema, params, ema_decay, state.step)
+  return State(state.step + 1, params, ema, opt), {"grad_norm": optax.tree.norm(gradients)}

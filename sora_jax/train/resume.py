@@ -1,0 +1,133 @@
+"""What may change when a run resumes, and what may not."""
+
+import fnmatch
+import json
+import os
+import platform
+
+import jax
+import jaxlib
+import optax
+
+from data_pipeline.errors import BadInput
+
+# Settings that change where or how often, never what is learnt from which data.
+MAY_CHANGE = (
+  "mesh.*",
+  "total_steps",
+  "every.*",
+  "remat",
+  "*.remat",
+  "attention_backend",
+  "*.attention_backend",
+  "logging.*",
+  "keep*",
+  "checkpoint.*",
+)
+
+
+def environment() -> dict:
+  """What bit-exact resume depends on, beside the config."""
+  devices = jax.devices()
+  return {
+    "jax": jax.__version__,
+    "jaxlib": jaxlib.__version__,
+    "optax": optax.__version__,
+    "python": platform.python_version(),
+    "machine": platform.machine(),
+    "device_kind": devices[0].device_kind,
+    "devices": len(devices),
+    "processes": jax.process_count(),
+    "matmul_precision": str(jax.config.jax_default_matmul_precision),
+    "threefry_partitionable": bool(jax.config.jax_threefry_partitionable),
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
+  }
+
+
+def run_facts(config: dict, *, dataset_fingerprint: str, plan_fingerprint: str) -> dict:
+  """The facts of a run that each of its checkpoints keeps, as JSON gives them back.
+
+  Args:
+    config: the resolved config as nested dicts.
+    dataset_fingerprint: of the dataset folder.
+    plan_fingerprint: of the pack plan.
+  """
+  return json.loads(
+    json.dumps(
+      {
+        "config": config,
+        "environment": environment(),
+        "dataset_fingerprint": dataset_fingerprint,
+        "plan_fingerprint": plan_fingerprint,
+      }
+    )
+  )
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+  """Nested dicts to `{"data.slots": 4096, ...}`; an empty dict stays as a value."""
+  flat = {}
+  for key, value in config.items():
+    name = f"{prefix}{key}"
+    flat |= flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+  return flat
+
+
+def changes(saved: dict, now: dict) -> dict[str, tuple]:
+  """Flat names whose values differ -> (saved, now), "absent" where one side lacks the name."""
+  old, new = flatten(saved), flatten(now)
+  return {
+    name: (old.get(name, "absent"), new.get(name, "absent"))
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name, "absent") != new.get(name, "absent")
+  }
+
+
+def check_resume(saved: dict, now: dict) -> list[str]:
+  """Compares a checkpoint's facts with those of the run that would continue it.
+
+  Args:
+    saved, now: of `run_facts`.
+  Returns:
+    Warnings, one line each, for changes that are allowed but not without effect.
+  Raises:
+    BadInput: a setting, the dataset or the pack plan changed, which may not.
+  """
+  changed = changes(saved["config"], now["config"])
+  refused = {
+    name: pair
+    for name, pair in changed.items()
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
+  }
+  if refused:
+    listed = "; ".join(f"{key}: {a} in the checkpoint, {b} now" for key, (a, b) in refused.items())
+    settings = ", ".join(f"{name}={a}" for name, (a, _) in refused.items() if a != "absent")
+    back = f", or set {settings}" if settings else ""
+    raise BadInput(f"resume: {listed}. Use a new --workdir{back}.")
+  for key, what in (("dataset_fingerprint", "dataset"), ("plan_fingerprint", "pack plan")):
+    if saved[key] != now[key]:
+      raise BadInput(
+        f"resume: {key}={now[key]} is not the checkpoint's {saved[key]} (another {what})."
+        f" Use a new --workdir, or the {what} that the run began with."
+      )
+  return _schedule_warning(changed, now["config"]) + _environment_warning(saved, now)
+
+
+def _schedule_warning(changed: dict, config: dict) -> list[str]:
+  schedule = flatten(config).get("optim.schedule")
+  if "total_steps" not in changed or schedule in (None, "constant"):
+    return []
+  old, new = changed["total_steps"]
+  return [
+    f"resume: total_steps={new} was {old}, so the learning rate of the {schedule} schedule differs"
+    " from here on."
+  ]
+
+
+def _environment_warning(saved: dict, now: dict) -> list[str]:
+  changed = changes(saved["environment"], now["environment"])
+  if not changed:
+    return []
+  listed = "; ".join(f"{name}: {a!r} before, {b!r} now" for name, (a, b) in changed.items())
+  return [f"resume: {listed}. The run continues, but not bit for bit as before."]

@@ -1,0 +1,86 @@
+"""What a training step changes, and so all that a checkpoint holds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sora_jax.parallel.mesh import replicated
+from sora_jax.parallel.rules import Rules, named_leaves, path_name, shardings
+
+
+class State(NamedTuple):
+  """Training state: a plain pytree.
+
+  Attributes:
+    step: int32 scalar; steps done so far.
+    params: float32 parameters.
+    ema: float32 moving average of `params`: the same tree, buffers of its own.
+    opt: optax state.
+  """
+
+  step: jax.Array
+  params: Any
+  ema: Any
+  opt: Any
+
+
+class Progress(NamedTuple):
+  """What the host knows of a run. Python integers: an int32 would end at 2.1 B tokens.
+
+  Attributes:
+    cursor: JSON-able position of the loader after the last batch that the state has seen.
+    tokens_seen: tokens trained on, padding not counted.
+    clips_seen: segments trained on.
+  """
+
+  cursor: dict
+  tokens_seen: int = 0
+  clips_seen: int = 0
+
+
+def init_state(params, optimizer) -> State:
+  """A fresh state at step 0. May be jitted or evaluated for shapes.
+
+  Args:
+    params: the parameter tree.
+    optimizer: optax gradient transformation.
+  """
+  # A real copy: a buffer shared by two leaves cannot be donated.
+  ema = jax.tree.map(lambda value: jnp.array(value, dtype=jnp.float32, copy=True), params)
+  return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+
+def state_shardings(shapes: State, rules: Rules, mesh: Mesh) -> State:
+  """Shardings of a whole state: averages and moments lie like the parameter that they belong to.
+
+  Args:
+    shapes: the state or `jax.eval_shape` of it.
+    rules: table over parameter paths, see `sora_jax.parallel.rules`.
+  """
+  params = shardings(shapes.params, rules, mesh)
+  whole = replicated(mesh)
+  known = {
+    name: (leaf.shape, place)
+    for (name, leaf), place in zip(
+      named_leaves(shapes.params).items(), named_leaves(params).values(), strict=True
+    )
+  }
+
+  def place(path, leaf):
+    parts = path_name(path).split("/")
+    for start in range(len(parts)):  # the longest tail that is a parameter's path
+      shape, sharding = known.get("/".join(parts[start:]), (None, whole))
+      if shape == leaf.shape:
+        return sharding
+    return whole
+
+  return State(whole, params, params, jax.tree_util.tree_map_with_path(place, shapes.opt))
+
+
+def abstract_state(shapes: State, places: State) -> State:
+  """Shapes and shardings together, as a restore wants them: a tree of `jax.ShapeDtypeStruct`."""
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+  )
