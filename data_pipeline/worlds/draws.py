@@ -8,7 +8,7 @@ import numpy as np
 from data_pipeline import hashing
 
 _SALT = 0x706879  # keeps physworld's draws apart from those of a pack plan with the same seed
-PURPOSES = ("family", "object", "motion", "background", "split", "spec")
+PURPOSES = ("family", "object", "motion", "background", "split")
 _COUNT = 16
 T = TypeVar("T")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from data_pipeline import hashing
 from data_pipeline.errors import BadInput
 from data_pipeline.worlds import backgrounds, captions, palette, render, scenes, splits
 from data_pipeline.worlds.draws import Draws
@@ -19,6 +20,7 @@ from data_pipeline.worlds.draws import Draws
 FAMILIES = tuple(scenes.FAMILIES)
 MIN_SIDE = 8
 MIN_MOTION = 0.1  # world units that every moving object must cover before a clip claims directions
+_SPEC_SALT = 0x73706563
 Families = Mapping[str, float] | Sequence[str]
 
 
@@ -207,10 +209,11 @@ def make_clip(
   return WorldClip(video, fps, label.captions, label.attributes, truth, label.split, label.source)
 
 
-def choose_spec(seed: int, index: int, specs: Sequence[Mapping]) -> Mapping:
-  """The film format of an index, drawn by the specs' weights."""
-  name = Draws(seed, index).weighted("spec", {str(i): s["weight"] for i, s in enumerate(specs)})
-  return specs[int(name)]
+def choose_specs(seed: int, indices: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+  """Place of the film format of every index, drawn by weight; int64 in the shape of `indices`."""
+  edges = np.cumsum(weights)
+  draw = hashing.uniform(_SPEC_SALT, seed, indices) * edges[-1]
+  return np.minimum(np.searchsorted(edges, draw, side="right"), len(edges) - 1)
 
 
 def world_clips(
@@ -226,8 +229,9 @@ def world_clips(
   Args:
     specs: dicts of frames, height, width, fps and weight.
   """
+  chosen = choose_specs(seed, np.arange(count), [spec["weight"] for spec in specs])
   for index in range(count):
-    spec = choose_spec(seed, index, specs)
+    spec = specs[chosen[index]]
     yield make_clip(
       seed,
       index,

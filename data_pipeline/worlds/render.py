@@ -62,9 +62,14 @@ def paint_body(
 def _blend(
   video: np.ndarray, masks: np.ndarray, pixel: np.ndarray, seen: np.ndarray, colour: str, instance: int
 ) -> None:
-  touched = np.flatnonzero(seen.reshape(-1))
-  at, seen = pixel.reshape(-1)[touched], seen.reshape(-1)[touched]
+  """Covers whole pixels and mixes those of the edge (pixel: flat index; seen: coverage, same shape)."""
+  pixel, seen = pixel.reshape(-1), seen.reshape(-1)
+  ink = np.array(palette.COLOURS[colour], np.uint8)
+  whole = pixel[seen >= 1]
+  video[whole] = ink
+  masks[whole] = instance
+  edge = np.flatnonzero((seen > 0) & (seen < 1))
+  at, share = pixel[edge], seen[edge]
   old = video[at].astype(np.float32)
-  ink = np.array(palette.COLOURS[colour], np.float32)
-  video[at] = (old + seen[:, None] * (ink - old) + np.float32(0.5)).astype(np.uint8)
-  masks[at[seen > 0.5]] = instance
+  video[at] = (old + share[:, None] * (ink - old) + np.float32(0.5)).astype(np.uint8)
+  masks[at[share > 0.5]] = instance

@@ -1,0 +1,251 @@
+"""Judges a video against physworld attributes by its pixels alone: which colours, which shapes, which way.
+
+The backdrop, bars and ramps of physworld are grey, so chroma tells the objects. Hue peaks separate two objects; each
+object's coverage is its pixels' chroma along its hue; colour is the nearest palette hue, shape the best of rendered
+and blurred templates, direction the first leg of the centroid's track. Made for blurred and compressed video.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from data_pipeline.errors import BadInput
+from data_pipeline.worlds import palette
+
+COLOUR_CHANCE = 1 / len(palette.COLOURS)
+SHAPE_CHANCE = 1 / len(palette.SHAPES)
+DIRECTION_CHANCE = 1 / len(palette.DIRECTIONS)
+MIN_CHROMA = 40.0  # of 255; no object is paler
+MIN_TRAVEL = 0.06  # world units that count as motion
+TURN_BACK = 0.08  # world units of return that end the first leg
+MIN_AREA = 0.01  # square world units; the smallest shape has 0.05
+DOMINANT = 0.6  # share of the coloured pixels that a lone object must have
+
+_FULL_SIDE = 64  # larger videos are averaged down to this side or a little more
+_SECOND_SHARE = 0.25  # of the first object's pixels that make a second object
+_HUE_APART = np.deg2rad(24.0)
+_ANGLES = np.deg2rad([0.0, -24.0, -14.0, 14.0, 24.0])  # ramps tilt what slides on them
+_BLURS = (0.5, 0.9, 1.4)  # pixels, standard deviation
+_SHAPE_FRAMES = 12
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Track:
+  """One object through a video.
+
+  Attributes:
+    colour, shape: names of `palette`.
+    direction: that of the first leg, None if it hardly moves.
+    centroid: (x, y) in world units [F, 2], nan where it is not seen.
+    area: square world units [F].
+    share: of all coloured pixels.
+  """
+
+  colour: str
+  shape: str
+  direction: str | None
+  centroid: np.ndarray
+  area: np.ndarray
+  share: float
+
+
+def _shrink(video: np.ndarray) -> np.ndarray:
+  """float32, averaged over square blocks until the shorter side is under twice `_FULL_SIDE`."""
+  _, height, width, _ = video.shape
+  block = max(1, min(height, width) // _FULL_SIDE)
+  h, w = height // block, width // block
+  cut = video[:, : h * block, : w * block].reshape(len(video), h, block, w, block, 3)
+  return cut.mean((2, 4), dtype=np.float32)
+
+
+def _chroma(rgb: np.ndarray) -> np.ndarray:
+  """Complex chroma: its angle is the hue (red 0), its size 0 for greys and 255 for a pure red."""
+  red, green, blue = np.moveaxis(np.asarray(rgb, np.float32), -1, 0)
+  return (red - (green + blue) / 2) + 1j * (np.float32(3**0.5 / 2) * (green - blue))
+
+
+_PALETTE_HUES = np.angle(_chroma(np.array(list(palette.COLOURS.values()))))
+
+
+def _angle_between(first: np.ndarray, second: np.ndarray | float) -> np.ndarray:
+  return abs((first - second + np.pi) % (2 * np.pi) - np.pi)
+
+
+def nearest_colour(hue: float) -> str:
+  """Name of the palette colour whose hue (radians, `numpy.angle` of the chroma) is nearest."""
+  return list(palette.COLOURS)[int(_angle_between(_PALETTE_HUES, hue).argmin())]
+
+
+def _find_hues(hue: np.ndarray) -> list[float]:
+  """Hues of at most two objects, the larger first: peaks of the smoothed histogram of coloured pixels."""
+  bins = 90
+  centres = (np.arange(bins) + 0.5) * (2 * np.pi / bins) - np.pi
+  counts, _ = np.histogram(hue, bins=bins, range=(-np.pi, np.pi))
+  kernel = np.exp(-0.5 * (_angle_between(centres[:, None], centres) / np.deg2rad(7.0)) ** 2)
+  first = centres[(kernel @ counts).argmax()]
+  mine = _angle_between(centres, first) <= _HUE_APART
+  rest = kernel @ np.where(mine, 0, counts)
+  second = centres[np.where(mine, -1, rest).argmax()]
+  others = counts[_angle_between(centres, second) <= _HUE_APART / 2].sum()
+  return [first, second] if others >= _SECOND_SHARE * counts[mine].sum() else [first]
+
+
+def _cover(chroma: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, float]:
+  """Coverage [F, H, W] in 0..1 of the object that owns the pixels `mine`, and its hue."""
+  strength = abs(chroma[mine])
+  core = chroma[mine & (abs(chroma) >= np.percentile(strength, 60))].mean()
+  along = (chroma * np.conj(core)).real / abs(core) ** 2
+  return np.where(mine & (along > 0.25), np.clip(along, 0, 1), 0).astype(np.float32), np.angle(core)
+
+
+def _locate(cover: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Centroids in pixels [F, 2], nan where under a third of the object is seen, and areas in pixels [F]."""
+  _, height, width = cover.shape
+  area = cover.sum((1, 2))
+  seen = area >= max(np.percentile(area, 90) / 3, 1.0)
+  whole = np.where(seen, area, np.nan)
+  x = cover.sum(1) @ (np.arange(width) + 0.5) / whole
+  y = cover.sum(2) @ (np.arange(height) + 0.5) / whole
+  return np.stack([x, y], axis=-1), area
+
+
+def _blur_matrix(size: int, sigma: float) -> np.ndarray:
+  apart = np.arange(size)[:, None] - np.arange(size)
+  weight = np.exp(-0.5 * (apart / sigma) ** 2)
+  return (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+
+
+def classify_shape(cover: np.ndarray, centroid: np.ndarray, area: np.ndarray) -> str:
+  """The shape whose blurred template of the same area and place differs least from the coverage.
+
+  Args:
+    cover: [F, H, W] in 0..1. centroid: pixels [F, 2]. area: pixels [F].
+  """
+  _, height, width = cover.shape
+  whole = np.flatnonzero((area >= 0.85 * np.percentile(area, 80)) & ~np.isnan(centroid[:, 0]))
+  whole = whole[np.linspace(0, len(whole) - 1, min(len(whole), _SHAPE_FRAMES)).astype(int)]
+  target, size = cover[whole], float(np.median(area[whole]))
+  x = (np.arange(width) + 0.5 - centroid[whole, :1]).astype(np.float32)[:, None, :]
+  y = (np.arange(height) + 0.5 - centroid[whole, 1:]).astype(np.float32)[:, :, None]
+  blurs = [(_blur_matrix(height, sigma), _blur_matrix(width, sigma)) for sigma in _BLURS]
+
+  def misfit(shape: str, angle: float) -> float:
+    inside = palette.signed_distance(shape, x, y, palette.radius_of_area(shape, size), angle)
+    crisp = np.clip(np.float32(0.5) - inside, 0, 1)
+    return min(float(((down @ crisp @ across - target) ** 2).sum()) for down, across in blurs)
+
+  misfits = {
+    shape: min(misfit(shape, angle) for angle in (_ANGLES[:1] if shape == "circle" else _ANGLES))
+    for shape in palette.SHAPES
+  }
+  return min(misfits, key=misfits.__getitem__)
+
+
+def first_direction(centroid: np.ndarray) -> str | None:
+  """Direction of the first leg of a track: up to where it turns back, the larger axis decides.
+
+  Args:
+    centroid: world units [F, 2]; nan rows are skipped.
+  Returns:
+    A name of `palette.DIRECTIONS`, or None below `MIN_TRAVEL`.
+  """
+  place = centroid[~np.isnan(centroid[:, 0])]
+  if len(place) < 2:
+    return None
+  away = np.linalg.norm(place - place[0], axis=-1)
+  furthest = np.maximum.accumulate(away)
+  back = np.flatnonzero((away < furthest - TURN_BACK) & (furthest >= MIN_TRAVEL))
+  leg = slice(0, back[0] if len(back) else len(place))
+  end = int(away[leg].argmax())
+  if away[end] < MIN_TRAVEL:
+    return None
+  move = place[end] - place[0]
+  return max(palette.DIRECTIONS, key=lambda name: float(np.dot(palette.DIRECTIONS[name], move)))
+
+
+def track(video: np.ndarray) -> tuple[Track, ...]:
+  """Finds at most two coloured objects, the larger first.
+
+  Args:
+    video: uint8 [F, H, W, 3], any number of frames and any size.
+  Raises:
+    BadInput: not such an array.
+  """
+  if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or video.size == 0:
+    raise BadInput(
+      f"judge: video {video.dtype}{list(video.shape)} is not uint8 [F, H, W, 3]. Decode it to RGB."
+    )
+  chroma = _chroma(_shrink(video))
+  chroma = chroma - (np.median(chroma.real) + 1j * np.median(chroma.imag))  # the backdrop's tint
+  unit = min(chroma.shape[1:])
+  strong = abs(chroma)
+  top = np.percentile(strong, 99)
+  coloured = strong >= max(MIN_CHROMA, 0.4 * top)
+  if top < MIN_CHROMA or not coloured.any():
+    return ()
+  hue = np.angle(chroma)
+  peaks = _find_hues(hue[coloured])
+  apart = np.stack([_angle_between(hue, peak) for peak in peaks])
+  faint = strong >= max(MIN_CHROMA / 2, 0.15 * top)
+  tracks = []
+  for i in range(len(peaks)):
+    mine = faint & (apart.argmin(0) == i) & (apart[i] <= np.pi / 3)
+    cover, tone = _cover(chroma, mine)
+    centroid, area = _locate(cover)
+    if np.isnan(centroid).all() or area.max() < MIN_AREA * unit**2:
+      continue
+    shape = classify_shape(cover, centroid, area)
+    share = float((coloured & mine).sum() / coloured.sum())
+    place = centroid / unit
+    tracks.append(
+      Track(nearest_colour(tone), shape, first_direction(place), place, area / unit**2, share)
+    )
+  return tuple(tracks)
+
+
+def _pair_up(tracks: tuple[Track, ...], objects: list[dict]) -> list[tuple[Track, dict]]:
+  """Gives every object a track so that the most colours agree; empty if tracks are missing."""
+  if len(objects) == 1:
+    tracks = tuple(one for one in tracks if one.share >= DOMINANT)
+  if len(tracks) < len(objects):
+    return []
+  orders = itertools.permutations(tracks, len(objects))
+  best = max(
+    orders, key=lambda o: sum(t.colour == k["colour"] for t, k in zip(o, objects, strict=True))
+  )
+  return list(zip(best, objects, strict=True))
+
+
+def judge(video: np.ndarray, attributes: dict) -> dict[str, bool | None]:
+  """Says which attributes the video follows.
+
+  Args:
+    video: uint8 [F, H, W, 3].
+    attributes: `WorldClip.attributes` or `Description.attributes`.
+  Returns:
+    colour, shape and direction: True if all objects agree, None if the attributes make no claim (the direction of
+    an image). A video without the objects is False in all that is claimed.
+  """
+  objects = attributes["objects"]
+  pairs = _pair_up(track(video), objects)
+  moving = [(t, k) for t, k in pairs if k["direction"] is not None]
+  claims = any(k["direction"] is not None for k in objects)
+  return {
+    "colour": bool(pairs) and all(t.colour == k["colour"] for t, k in pairs),
+    "shape": bool(pairs) and all(t.shape == k["shape"] for t, k in pairs),
+    "direction": bool(moving) and all(t.direction == k["direction"] for t, k in moving)
+    if claims
+    else None,
+  }
+
+
+def chance(attributes: dict) -> dict[str, float | None]:
+  """Probability that uniformly random answers for every object agree; None where nothing is claimed."""
+  objects = attributes["objects"]
+  moving = sum(one["direction"] is not None for one in objects)
+  return {
+    "colour": COLOUR_CHANCE ** len(objects),
+    "shape": SHAPE_CHANCE ** len(objects),
+    "direction": DIRECTION_CHANCE**moving if moving else None,
+  }
