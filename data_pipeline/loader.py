@@ -1,0 +1,263 @@
+"""Packed host batches: a Grain MapDataset over the bins of an endless row of epochs.
+
+The only state is the cursor, a few numbers that are the same on every host; the content of a batch
+is a pure function of (dataset, seed, settings, cursor).
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from data_pipeline import packing, tokens
+from data_pipeline.errors import BadInput
+from data_pipeline.packing import PackSettings, Plan
+from data_pipeline.row import RowReader
+
+_ENDLESS = 2**60  # bins: more than any run reads, and a length that Python takes
+
+
+def latent_batches(
+  dataset: Any,
+  *,
+  split: str,
+  seed: int,
+  slots: int,
+  caption_slots: int,
+  segments: int,
+  rows: int,
+  patch: tuple[int, int, int],
+  caption_dropout: float,
+  given_first_frame: float,
+  cost: tuple[float, float] = packing.COST,
+  cursor: Mapping | None = None,
+  stage: int = 0,
+  rank: int = 0,
+  ranks: int = 1,
+  threads: int = 2,
+  prefetch: int = 4,
+) -> "LatentBatches":
+  """Endless packed batches of a split of a latent dataset.
+
+  Args:
+    dataset: an open latent dataset (`index`, `indices`, `read`, `fingerprint`).
+    split: name of the split.
+    seed: of the run.
+    slots, caption_slots, segments, rows: n, m, s and b of a batch.
+    patch: latents a patch covers, (pt, ph, pw).
+    caption_dropout: probability that a segment is trained without its caption.
+    given_first_frame: probability that the first frame of a video is given clean (level 0), as in
+      image-to-video; a segment of a single frame never has it given.
+    cost: of a token and of a squared segment length, for steps of near-equal cost.
+    cursor: where to go on, as `LatentBatches.cursor` said; None for the beginning of the stage.
+    stage: number of the stage.
+    rank, ranks: this host reads the rank-th of `ranks` equal shares of each step's rows.
+    threads: that read and lay out batches.
+    prefetch: batches kept ready.
+  Raises:
+    BadInput: a setting, the cursor or a clip that does not fit.
+  """
+  if not 0 <= given_first_frame <= 1:
+    raise BadInput(
+      f"loader: given_first_frame={given_first_frame} is no probability. Set it in [0, 1]."
+    )
+  settings = PackSettings(
+    slots=slots,
+    caption_slots=caption_slots,
+    segments=segments,
+    rows=rows,
+    patch=tuple(patch),
+    caption_dropout=caption_dropout,
+    cost=tuple(cost),
+  )
+  return LatentBatches(
+    dataset,
+    settings,
+    split=split,
+    seed=seed,
+    stage=stage,
+    given_first_frame=given_first_frame,
+    cursor=cursor,
+    share=(rank, ranks),
+    read_options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch),
+  )
+
+
+class LatentBatches:
+  """Iterator of packed batches (docs/architecture.md, "The packed batch") that knows its place."""
+
+  def __init__(
+    self,
+    dataset: Any,
+    settings: PackSettings,
+    *,
+    split: str,
+    seed: int,
+    stage: int,
+    given_first_frame: float,
+    cursor: Mapping | None,
+    share: tuple[int, int],
+    read_options: grain.ReadOptions,
+  ) -> None:
+    records = np.asarray(dataset.indices(split), np.int64)
+    self._settings = settings
+    self._facts = dict(
+      dataset=dataset.fingerprint,
+      split=split,
+      seed=seed,
+      stage=stage,
+      given_first_frame=given_first_frame,
+    )
+
+    def make_plan(epoch: int) -> Plan:
+      where = dict(seed=seed, stage=stage, epoch=epoch, dataset=dataset.fingerprint)
+      return packing.plan_epoch(dataset.index, records, settings, **where)
+
+    self._plans = _Plans(make_plan, kept=read_options.num_threads + 2)
+    self._cursor = self._check_cursor(cursor or first_cursor(stage))
+    bins = _Bins(self._plans, self._cursor["epoch"], settings.rows, share)
+    reader = RowReader(dataset, records, settings, given_first_frame, counters=(seed, stage))
+    steps = grain.MapDataset.source(bins).map(reader.read)
+    steps = steps.batch(bins.rows, drop_remainder=True, batch_fn=tokens.stack_rows)
+    steps = steps[self._cursor["bin"] // settings.rows :]
+    self._steps = iter(steps.to_iter_dataset(read_options))
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch = next(self._steps)
+    now = self._cursor
+    end = now["bin"] + self._settings.rows
+    if end == self._plans.steps(now["epoch"]) * self._settings.rows:
+      now, end = now | {"epoch": now["epoch"] + 1}, 0
+    self._cursor = now | {"bin": end, "step": now["step"] + 1}
+    return batch
+
+  @property
+  def cursor(self) -> dict:
+    """JSON-able position after the last batch returned.
+
+    `epoch`, `window`, `bin`: the next bin to read; `step`: batches returned since the stage began;
+    `skipped`: ranges that were jumped over, kept for the record.
+    """
+    return self._cursor | {"skipped": list(self._cursor["skipped"])}
+
+  @property
+  def facts(self) -> dict:
+    """JSON-able: what decides the stream, by name, with the hash of the plan of epoch 0."""
+    settings = dataclasses.asdict(self._settings)
+    plan = {"version": packing.VERSION, "plan": self._plans(0).fingerprint()}
+    return json.loads(json.dumps(self._facts | settings | plan))
+
+  @property
+  def fingerprint(self) -> str:
+    """sha256 of `facts`: two loaders with the same one make the same stream."""
+    return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+  def plan(self, epoch: int) -> Plan:
+    return self._plans(epoch)
+
+  def close(self) -> None:
+    """Ends the reading threads."""
+    self._steps.close()
+
+  def _check_cursor(self, cursor: Mapping) -> dict:
+    wanted = first_cursor(self._facts["stage"])
+    if set(cursor) != set(wanted) or cursor["stage"] != wanted["stage"] or cursor["window"] != 0:
+      raise BadInput(
+        f"loader: cursor={dict(cursor)} is not one of stage {wanted['stage']} (such as {wanted}). "
+        "Resume from the run's own checkpoint."
+      )
+    rows = self._settings.rows
+    if cursor["bin"] % rows or cursor["bin"] >= self._plans.steps(cursor["epoch"]) * rows:
+      raise BadInput(
+        f"loader: bin={cursor['bin']} of the cursor begins no step of rows={rows} in an epoch of "
+        f"{self._plans.steps(cursor['epoch'])} steps. Set data.rows and the dataset as the run had."
+      )
+    return dict(cursor)
+
+
+def first_cursor(stage: int) -> dict:
+  """The cursor at the beginning of a stage."""
+  return {"stage": stage, "epoch": 0, "window": 0, "bin": 0, "step": 0, "skipped": []}
+
+
+def check_fingerprint(saved: Mapping | str, now: Mapping | str) -> None:
+  """Refuses to go on with a cursor of another stream.
+
+  Args:
+    saved, now: `LatentBatches.facts` (then the error names what differs) or `.fingerprint`.
+  """
+  if saved == now:
+    return
+  if isinstance(saved, str) or isinstance(now, str):
+    raise BadInput(
+      f"loader: fingerprint={str(now)[:12]} of the pack plan is not the run's {str(saved)[:12]}. "
+      "Use a new workdir, or the dataset and the data settings of the run."
+    )
+  differ = [key for key in now if key != "plan" and saved.get(key) != now[key]] or ["plan"]
+  listed = "; ".join(f"{key}={now[key]} is not the run's {saved.get(key)}" for key in differ)
+  raise BadInput(
+    f"loader: {listed} (the cursor belongs to another pack plan). "
+    "Use a new workdir, or the dataset and the data settings of the run."
+  )
+
+
+class _Plans:
+  """Plans by epoch, made when first asked for; a few are kept. Safe to call from any thread."""
+
+  def __init__(self, make_plan: Callable[[int], Plan], kept: int) -> None:
+    self._make_plan, self._kept = make_plan, kept
+    self._plans: dict[int, Plan] = {}
+    self._steps: dict[int, int] = {}
+    self._lock = threading.Lock()
+
+  def __call__(self, epoch: int) -> Plan:
+    with self._lock:
+      if epoch not in self._plans:
+        self._plans[epoch] = self._make_plan(epoch)
+        self._steps[epoch] = self._plans[epoch].steps
+        if len(self._plans) > self._kept:
+          del self._plans[next(iter(self._plans))]
+      return self._plans[epoch]
+
+  def steps(self, epoch: int) -> int:
+    """Steps of an epoch; remembered when its plan is not."""
+    return self._steps[epoch] if epoch in self._steps else self(epoch).steps
+
+
+class _Bins:
+  """Random access to this host's bins of all epochs from one on, end to end."""
+
+  def __init__(self, plans: _Plans, first_epoch: int, rows: int, share: tuple[int, int]) -> None:
+    rank, ranks = share
+    if not 0 <= rank < ranks or rows % ranks:
+      raise BadInput(
+        f"loader: ranks={ranks} does not divide rows={rows}, or has no rank={rank}. Set data.rows."
+      )
+    self._plans, self._step_rows = plans, rows
+    self.rows = rows // ranks
+    self._first_row = rank * self.rows
+    self._first_epoch = first_epoch
+    self._starts = [0]  # first step of each epoch, counted from that of `first_epoch`
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return _ENDLESS
+
+  def __getitem__(self, i: int) -> packing.Bin:
+    step, row = divmod(i, self.rows)
+    with self._lock:
+      while self._starts[-1] <= step:
+        epoch = self._first_epoch + len(self._starts) - 1
+        self._starts.append(self._starts[-1] + self._plans.steps(epoch))
+      nth = bisect.bisect_right(self._starts, step) - 1
+    place = (step - self._starts[nth]) * self._step_rows + self._first_row + row
+    return self._plans(self._first_epoch + nth).bin(place)

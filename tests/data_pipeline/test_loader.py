@@ -1,0 +1,253 @@
+"""Packed batches: what is in the records is in the batch, once an epoch, from any cursor on."""
+
+import json
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline import loader, tokens
+from data_pipeline.errors import BadInput
+
+PATCH = (1, 2, 2)
+SETTINGS = dict(
+  split="train",
+  seed=3,
+  slots=64,
+  caption_slots=24,
+  segments=5,
+  rows=4,
+  patch=PATCH,
+  caption_dropout=0.3,
+  given_first_frame=0.5,
+)
+CLIPS = 70
+
+
+class Clips:
+  """A latent dataset in memory: the attributes of `Dataset` that the loader uses."""
+
+  def __init__(self, clips=CLIPS, seed=0, *, states=True):
+    rng = np.random.default_rng(seed)
+    self.fingerprint = f"clips {clips} {seed}"
+    self.records = [self._record(rng, states) for _ in range(clips)]
+    shapes = np.array([record.latent.shape[:3] for record in self.records])
+    counts = [[len(ids) for ids in record.text_ids] for record in self.records]
+    self.index = dict(
+      zip("fhw", shapes.T, strict=True),
+      caption_offsets=np.concatenate([[0], np.cumsum([len(each) for each in counts])]),
+      caption_tokens=np.array([one for each in counts for one in each], np.int32),
+    )
+
+  def _record(self, rng, states):
+    shape = rng.choice([1, 2, 3]), 2 * rng.integers(1, 4), 2 * rng.integers(1, 4), 2
+    lengths = rng.integers(1, 8, rng.integers(0, 3))
+    text_states = [rng.standard_normal((m, 3)).astype(ml_dtypes.bfloat16) for m in lengths]
+    return SimpleNamespace(
+      latent=rng.standard_normal(shape).astype(ml_dtypes.bfloat16),
+      fps=float(rng.choice([8, 24])),
+      captions=["a caption"] * len(lengths),
+      text_ids=[rng.integers(1, 10**6, m).astype(np.int32) for m in lengths],
+      text_states=text_states if states else None,
+    )
+
+  def indices(self, split):
+    return np.arange(5, len(self.records)) if split == "train" else np.arange(5)
+
+  def read(self, row):
+    return self.records[row]
+
+
+DATA = Clips()
+N = len(DATA.indices("train"))
+
+
+def open_batches(dataset=DATA, **changed):
+  return loader.latent_batches(dataset, **(SETTINGS | changed))
+
+
+def take(batches, steps):
+  try:
+    return [(next(batches), batches.cursor) for _ in range(steps)]
+  finally:
+    batches.close()
+
+
+def segments_of(batch):
+  """Yields (b, i, slots, draw) of every segment present."""
+  for b, row in enumerate(batch["segment"]):
+    for i in range(row.max()):
+      high, low = (int(word) for word in batch["draw"][b, i])
+      yield b, i, np.flatnonzero(row == i + 1), high * 2**32 + low
+
+
+def assert_same(one, other):
+  assert one.keys() == other.keys()
+  for key in one:
+    np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+STREAM = take(open_batches(), 24)
+
+
+def test_every_clip_once_an_epoch_in_the_order_of_draws():
+  plan = open_batches().plan(0)
+  epoch = [batch for batch, _ in STREAM[: plan.steps]]
+  assert STREAM[plan.steps - 1][1]["epoch"] == 1 and STREAM[plan.steps - 2][1]["epoch"] == 0
+  found = [
+    (batch["segment_record"][b, i], draw)
+    for batch in epoch
+    for b, i, _, draw in segments_of(batch)
+  ]
+  assert sorted(record for record, _ in found) == list(DATA.indices("train"))
+  assert [draw for _, draw in found] == list(range(N))
+  later = [draw for batch, _ in STREAM[plan.steps :] for _, _, _, draw in segments_of(batch)]
+  assert later == list(range(N, N + len(later))) and len(later) > N  # into a third epoch
+
+
+def test_a_segment_holds_its_record():
+  seen = dict.fromkeys(["dropped", "given", "states"], 0)
+  for batch, _ in STREAM:
+    for b, i, slots, _ in segments_of(batch):
+      record = DATA.read(int(batch["segment_record"][b, i]))
+      patches = tokens.patchify(record.latent.astype(np.float32), PATCH)
+      video = slots[batch["token_index"][b, slots] >= 0]
+      caption = slots[batch["token_index"][b, slots] < 0]
+      np.testing.assert_array_equal(batch["latents"][b, video], patches)
+      np.testing.assert_array_equal(batch["token_index"][b, video], np.arange(len(patches)))
+      np.testing.assert_array_equal(batch["segment_shape"][b, i], record.latent.shape[:3])
+      assert batch["segment_fps"][b, i] == record.fps and batch["segment_weight"][b, i] == 1
+      text = batch["text_index"][b, caption]
+      ids = batch["text_ids"][b, text].tolist()
+      if batch["segment_dropped"][b, i]:
+        assert ids == [-1] and not batch["text_states"][b, text].any()
+        seen["dropped"] += 1
+      else:
+        which = [list(each) for each in record.text_ids].index(ids)
+        np.testing.assert_array_equal(batch["text_states"][b, text], record.text_states[which])
+        seen["states"] += 1
+      levels = batch["level_index"][b, video]
+      clean = levels == 0
+      if clean.any():
+        first = len(patches) // record.latent.shape[0]
+        assert record.latent.shape[0] > 1 and clean[:first].all() and not clean[first:].any()
+        seen["given"] += 1
+      assert np.all(levels[~clean] == i + 1)
+      assert batch["segment_tokens"][b, i] == (~clean).sum()
+  assert min(seen.values()) > 20, seen
+
+
+def test_layout_invariants():
+  for batch, _ in STREAM:
+    assert {key: len(value) for key, value in batch.items()} == dict.fromkeys(batch, 4)
+    segment, text_index = batch["segment"], batch["text_index"]
+    for b in range(4):
+      used = int((segment[b] > 0).sum())
+      assert np.all(np.isin(np.diff(segment[b, :used]), [0, 1])) and not segment[b, used:].any()
+      assert used == 0 or segment[b, 0] == 1
+      index = text_index[b, text_index[b] >= 0]
+      np.testing.assert_array_equal(index, np.arange(len(index)))  # each caption token once
+      assert not batch["text_ids"][b, len(index) :].any()
+      holds_patch = batch["token_index"][b] >= 0
+      np.testing.assert_array_equal(holds_patch | (text_index[b] >= 0), segment[b] > 0)
+      assert not batch["latents"][b, ~holds_patch].any()
+      assert not batch["level_index"][b, ~holds_patch].any()
+      present = segment[b].max()
+      assert np.all(batch["segment_record"][b, :present] >= 5)
+      assert np.all(batch["segment_record"][b, present:] == -1)
+      assert not batch["segment_weight"][b, present:].any()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, len(STREAM) - 3))
+def test_any_cursor_goes_on_with_the_same_stream(position):
+  cursor = json.loads(json.dumps(STREAM[position][1]))
+  assert cursor["step"] == position + 1
+  resumed = take(open_batches(cursor=cursor, threads=3, prefetch=2), 2)
+  rest = STREAM[position + 1 : position + 3]
+  for (batch, after), (expected, there) in zip(resumed, rest, strict=True):
+    assert after == there
+    assert_same(batch, expected)
+
+
+def test_threads_and_prefetch_do_not_matter():
+  for reading in (dict(threads=1, prefetch=1), dict(threads=4, prefetch=16)):
+    read = take(open_batches(**reading), 8)
+    for (batch, cursor), (expected, there) in zip(read, STREAM[:8], strict=True):
+      assert cursor == there
+      assert_same(batch, expected)
+
+
+def test_hosts_share_the_rows_of_the_same_steps():
+  shares = [take(open_batches(rank=rank, ranks=2), 9) for rank in range(2)]
+  for (first, cursor), (second, same), (whole, there) in zip(*shares, STREAM[:9], strict=True):
+    assert cursor == same == there
+    assert_same({key: np.concatenate([first[key], second[key]]) for key in first}, whole)
+
+
+def test_seed_stage_and_split_give_other_streams():
+  base = STREAM[0][0]["segment_record"]
+  for changed in (dict(seed=4), dict(stage=1)):
+    other = take(open_batches(**changed), 1)[0][0]["segment_record"]
+    assert not np.array_equal(other, base)
+  held_out = take(open_batches(split="held_out"), 1)[0][0]["segment_record"]
+  assert set(held_out.ravel()) <= {-1, 0, 1, 2, 3, 4}
+
+
+def test_without_states_there_is_no_such_key():
+  batch, _ = take(open_batches(Clips(states=False)), 1)[0]
+  assert "text_states" not in batch
+  assert_same(batch, {k: v for k, v in STREAM[0][0].items() if k != "text_states"})
+
+
+def test_the_fingerprint_is_of_the_stream():
+  base = open_batches()
+  again = open_batches(cursor=STREAM[5][1], threads=1)
+  assert base.facts == again.facts == json.loads(json.dumps(base.facts))
+  assert base.fingerprint == again.fingerprint
+  loader.check_fingerprint(base.facts, again.facts)
+  changes = [dict(seed=4), dict(slots=128), dict(given_first_frame=0.1), dict(patch=(1, 1, 2))]
+  prints = {open_batches(**changed).fingerprint for changed in changes}
+  assert len(prints | {base.fingerprint, open_batches(Clips(60)).fingerprint}) == 6
+
+
+def test_what_differs_is_named():
+  saved = open_batches().facts
+  with pytest.raises(BadInput, match=r"loader: slots=128 is not the run's 64 \(the cursor"):
+    loader.check_fingerprint(saved, open_batches(slots=128).facts)
+  with pytest.raises(BadInput, match=r"loader: dataset=clips 60 0 is not the run's clips 70 0"):
+    loader.check_fingerprint(saved, open_batches(Clips(60)).facts)
+  with pytest.raises(BadInput, match=r"loader: plan=other is not the run's"):
+    loader.check_fingerprint(saved, saved | {"plan": "other"})
+  with pytest.raises(BadInput, match=r"loader: fingerprint=b of the pack plan is not the run's a"):
+    loader.check_fingerprint("a", "b")
+
+
+def test_a_cursor_that_does_not_fit_is_refused():
+  with pytest.raises(BadInput, match=r"is not one of stage 1"):
+    open_batches(stage=1, cursor=STREAM[0][1])
+  with pytest.raises(BadInput, match=r"is not one of stage 0"):
+    open_batches(cursor={"step": 3})
+  with pytest.raises(BadInput, match=r"bin=4 of the cursor begins no step of rows=8"):
+    open_batches(rows=8, cursor=STREAM[0][1])
+  with pytest.raises(BadInput, match=r"bin=4000 of the cursor begins no step"):
+    open_batches(cursor=STREAM[0][1] | {"bin": 4000})
+
+
+def test_bad_settings():
+  with pytest.raises(BadInput, match=r"ranks=3 does not divide rows=4"):
+    open_batches(ranks=3)
+  with pytest.raises(BadInput, match=r"given_first_frame=2 is no probability"):
+    open_batches(given_first_frame=2)
+
+
+@pytest.mark.parametrize("column, step", [("h", 2), ("caption_tokens", 1)])
+def test_an_index_that_lies_is_found_out(column, step):
+  clips = Clips()
+  clips.index[column] = np.asarray(clips.index[column]) + step
+  batches = open_batches(clips, slots=256, caption_slots=64)
+  with pytest.raises(BadInput, match=r"loader: clip row \d+ holds .* Rebuild the index"):
+    take(batches, 4)
