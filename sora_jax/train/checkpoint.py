@@ -6,7 +6,9 @@ in the format of Orbax's `CheckpointManager`.
 
 import contextlib
 import errno
+import inspect
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from orbax.checkpoint import args as ocp_args
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import named_leaves
+from sora_jax.train.hashes import checksums
 from sora_jax.train.state import Progress, State
 from sora_jax.train.stop import DiskFull
 
@@ -31,6 +34,30 @@ def free_bytes(folder) -> int:
 
 def _ignore(event: str, **facts) -> None:
   """Events of a caller that keeps none."""
+
+
+@contextlib.contextmanager
+def _muted_readers():
+  """Silences Orbax's other readers when one fails: they report to an event loop that is gone.
+
+  They do so from threads and at any later time, so after a failure the filter stays.
+  """
+  shown = sys.unraisablehook
+
+  def hook(event):
+    closed = isinstance(event.exc_value, RuntimeError) and "loop is closed" in str(event.exc_value)
+    if not (closed or inspect.iscoroutine(event.object)):
+      shown(event)
+
+  sys.unraisablehook = hook
+  yield
+  sys.unraisablehook = shown
+
+
+def _compare(found: dict, saved: dict) -> None:
+  for name, sums in found.items():
+    if sums != saved[name]:
+      raise ValueError(f"the values of {name} are not those that were saved")
 
 
 class Checkpoints:
@@ -94,7 +121,12 @@ class Checkpoints:
       )
     begin = time.perf_counter()
     self._events("save_begin", step=step)
-    meta = {"tokens_seen": progress.tokens_seen, "clips_seen": progress.clips_seen, "run": run}
+    meta = {
+      "tokens_seen": progress.tokens_seen,
+      "clips_seen": progress.clips_seen,
+      "run": run,
+      "checksums": checksums(state._asdict()),
+    }
     self._manager.save(
       step,
       args=ocp_args.Composite(
@@ -113,9 +145,8 @@ class Checkpoints:
       BadInput: it cannot be read.
     """
     with self._readable(step):
-      got = self._manager.restore(
-        step, args=ocp_args.Composite(cursor=ocp_args.JsonRestore(), meta=ocp_args.JsonRestore())
-      )
+      items = ocp_args.Composite(cursor=ocp_args.JsonRestore(), meta=ocp_args.JsonRestore())
+      got = self._manager.restore(step, args=items)
       meta = got.meta
       return Progress(got.cursor, meta["tokens_seen"], meta["clips_seen"]), meta["run"]
 
@@ -131,9 +162,11 @@ class Checkpoints:
     progress, run = self.describe(step)
     self._check_shapes(step, abstract)
     with self._readable(step):
-      got = self._manager.restore(
-        step, args=ocp_args.Composite(state=ocp_args.StandardRestore(abstract))
+      items = ocp_args.Composite(
+        state=ocp_args.StandardRestore(abstract), meta=ocp_args.JsonRestore()
       )
+      got = self._manager.restore(step, args=items)
+      _compare(checksums(got.state._asdict()), got.meta["checksums"])
     return got.state, progress, run
 
   def read(self, step: int, parts=State._fields) -> dict:
@@ -150,9 +183,12 @@ class Checkpoints:
       handler = ocp.PyTreeCheckpointHandler()
       shapes = {part: handler.metadata(path).tree[part] for part in parts}
       ask = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-      return handler.restore(
+      state = handler.restore(
         path, args=ocp_args.PyTreeRestore(item=shapes, restore_args=ask, partial_restore=True)
       )
+      meta = self._manager.restore(step, args=ocp_args.Composite(meta=ocp_args.JsonRestore())).meta
+      _compare(checksums(state), meta["checksums"])
+    return state
 
   def wait(self) -> None:
     """Until the save under way is whole on disk.
@@ -201,13 +237,14 @@ class Checkpoints:
   @contextlib.contextmanager
   def _readable(self, step: int):
     try:
-      yield
-    except jax.errors.JaxRuntimeError:
-      raise  # the device's trouble, not the file's
+      with _muted_readers():
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError):
+      raise  # the machine's trouble, not the file's
     except Exception as error:
       before = [other for other in self._manager.all_steps() if other < step]
       after = f"continue from step {max(before)}" if before else "start from the beginning"
-      reason = str(error).strip().split("\n")[0][:200]
+      reason = str(error).strip().split("\n")[0].split(". ")[0]
       raise BadInput(
         f"checkpoint: step {step} in {self._folder} cannot be read"
         f" ({type(error).__name__}: {reason})."
