@@ -1,6 +1,6 @@
 """UTF-8 bytes as tokens. The ids are embedded by the DiT and trained with it: no weights here.
 
-Source: Xue et al. 2021, "ByT5", arXiv:2105.13626, section 3.1 (their ids are shifted by 3, ours by 1).
+Source: Xue et al. 2021, "ByT5", arXiv:2105.13626, section 3.1 (they shift ids by 3, we by 1).
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class ByteEncoder:
     """The caption whose ids these are: the inverse of `tokenize`.
 
     Raises:
-      ValueError: `ids` do not end with the end token, hold another id that is no byte, or are not UTF-8.
+      ValueError: `ids` are not bytes and one end token, or the bytes are not UTF-8.
     """
     ids = np.asarray(ids)
     body = ids[:-1]

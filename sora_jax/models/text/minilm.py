@@ -1,13 +1,13 @@
 """MiniLM-L6: a frozen BERT of 6 layers whose token states stand for the caption.
 
-Sources: Devlin et al. 2019, "BERT", arXiv:1810.04805 (post-norm blocks, learned positions, exact GELU);
-Wang et al. 2020, "MiniLM", arXiv:2002.10957. Token states, not the pooled sentence vector, are used:
-pooling puts "red hits blue" and "blue hits red" at cosine 0.98.
+Sources: Devlin et al. 2019, "BERT", arXiv:1810.04805 (post-norm blocks, learned positions,
+exact GELU); Wang et al. 2020, "MiniLM", arXiv:2002.10957. Token states, not the pooled sentence
+vector, are used: pooling puts "red hits blue" and "blue hits red" at cosine 0.98.
 """
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 
 from data_pipeline.errors import BadInput
+from sora_jax.attention.xla import xla_segment_attention
 from sora_jax.models.text.encoder import require_fit, require_text
 from sora_jax.typed import Array, Float, Int, typed
 
@@ -28,9 +29,11 @@ _WEIGHTS, _TOKENIZER = "model.safetensors", "tokenizer.json"
 _LAYERS, _WIDTH, _HEADS, _HIDDEN, _VOCABULARY, _POSITIONS = 6, 384, 12, 1536, 30522, 512
 _NORM_EPSILON = 1e-12
 _FORMAT = b"minilm 1"
-# Every batch has one of these row counts and lengths, so at most 2 x 12 programs are compiled.
-_ROWS = (8, 64)
-_LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 96, 128, 192, 256)
+# Captions are packed end to end, as in the project's own batches, so that no arithmetic goes into
+# padding. Rows have the fewest of these slots that hold the caption, and come alone or as many
+# as fill a batch: 4 programs in all.
+_SLOTS = (128, 256)
+_BATCH_TOKENS = 2048
 
 
 def _norm(x, weights):
@@ -43,39 +46,38 @@ def _dense(x, weights):
   return x @ weights["kernel"] + weights["bias"]
 
 
-def _attend(x, weights, visible):
-  b, m, d = x.shape
-  q, k, v = jnp.split(_dense(x, weights).reshape(b, m, 3 * _HEADS, d // _HEADS), 3, axis=2)
-  logits = jnp.einsum("bqhe,bkhe->bhqk", q, k) * (d // _HEADS) ** -0.5
-  # A finite fill: a row that is all padding must not become nan.
-  logits = jnp.where(visible[:, None, None, :], logits, -1e30)
-  return jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(logits), v).reshape(b, m, d)
+def _attend(x, weights, segment):
+  heads = _dense(x, weights).reshape(*x.shape[:2], 3 * _HEADS, _WIDTH // _HEADS)
+  q, k, v = jnp.split(heads, 3, axis=2)
+  return xla_segment_attention(q, k, v, segment).reshape(x.shape)
 
 
-def _block(x, weights, visible):
-  x = _norm(x + _dense(_attend(x, weights["qkv"], visible), weights["out"]), weights["norm1"])
+def _block(x, weights, segment):
+  x = _norm(x + _dense(_attend(x, weights["qkv"], segment), weights["out"]), weights["norm1"])
   hidden = jax.nn.gelu(_dense(x, weights["up"]), approximate=False)
   return _norm(x + _dense(hidden, weights["down"]), weights["norm2"])
 
 
 @typed
 def token_states(
-  params: dict[str, Any], ids: Int[Array, "b m"], length: Int[Array, " b"]
-) -> Float[Array, "b m 384"]:
-  """Last hidden states of captions, float32 whatever the device would rather multiply in.
+  params: dict[str, Any],
+  ids: Int[Array, "b n"],
+  place: Int[Array, "b n"],
+  segment: Int[Array, "b n"],
+) -> Float[Array, "b n 384"]:
+  """Last hidden states of packed captions, float32 whatever the device would rather multiply in.
 
   Args:
     params: as `read_params` makes them.
-    ids: token ids; what lies at or beyond `length` is not seen by the tokens before it.
-    length: tokens of each caption.
+    ids: token ids.
+    place: index of each token within its caption.
+    segment: which caption of the row a slot holds; 0 is padding. Captions do not see each other.
   Returns:
-    States; those at or beyond `length` mean nothing.
+    States; those of padding mean nothing.
   """
   with jax.default_matmul_precision("highest"):
-    visible = jnp.arange(ids.shape[1]) < length[:, None]
-    x = params["word"][ids] + params["position"][: ids.shape[1]]
-    x = _norm(x, params["norm"])
-    return jax.lax.scan(lambda x, w: (_block(x, w, visible), None), x, params["layers"])[0]
+    x = _norm(params["word"][ids] + params["position"][place], params["norm"])
+    return jax.lax.scan(lambda x, w: (_block(x, w, segment), None), x, params["layers"])[0]
 
 
 _token_states = jax.jit(token_states)
@@ -92,7 +94,7 @@ class MiniLM:
   name: str = "minilm"
   width: int = _WIDTH
   vocabulary: int = _VOCABULARY
-  max_tokens: int = _LENGTHS[-1]
+  max_tokens: int = _SLOTS[-1]
 
   def tokenize(self, captions: Sequence[str]) -> list[np.ndarray]:
     """int32 [m] ids of each caption, [CLS] … [SEP]. Raises BadInput when one is too long."""
@@ -104,41 +106,52 @@ class MiniLM:
     return every
 
   def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
-    """float32 [m, 384] states of each caption's tokens."""
-    every = self.tokenize(captions)
-    states: list[np.ndarray] = [np.empty(0)] * len(every)
-    for rows, chosen in _batches([len(ids) for ids in every]):
-      batch = self._encode_batch([every[i] for i in chosen], rows)
-      for i, row in zip(chosen, batch, strict=False):
-        states[i] = row[: len(every[i])].copy()  # a copy, not a view that keeps the batch alive
-    return states
+    """float32 [m, 384] states of each caption's tokens. Equal captions are computed once."""
+    require_text(self.name, captions)  # before a lone string falls apart into letters
+    unique = list(dict.fromkeys(captions))
+    every = self.tokenize(unique)
+    states = {}
+    for batch, slots in _batches([len(ids) for ids in every]):
+      out = self._encode_batch([[every[i] for i in row] for row in batch], slots)
+      for row, row_states in zip(batch, out, strict=True):
+        ends = np.cumsum([len(every[i]) for i in row])
+        parts = np.split(row_states, ends)[: len(row)]
+        states |= {unique[i]: part for i, part in zip(row, parts, strict=True)}
+    return [states[caption].copy() for caption in captions]  # copies: callers may write to them
 
-  def _encode_batch(self, every: list[np.ndarray], rows: int) -> np.ndarray:
-    """float32 [rows, bucket, 384] states of captions that share a length bucket."""
-    ids = np.zeros((rows, _bucket(len(every[-1]))), np.int32)
-    length = np.zeros(rows, np.int32)
-    for i, caption in enumerate(every):
-      ids[i, : len(caption)] = caption
-      length[i] = len(caption)
-    ids, length = jax.device_put((ids, length))
-    return jax.device_get(_token_states(self.params, ids, length))
+  def _encode_batch(self, rows: list[list[np.ndarray]], slots: int) -> np.ndarray:
+    """float32 [rows, slots, 384] states of captions laid end to end in each row."""
+    ids, place, segment = np.zeros((3, len(rows), slots), np.int32)
+    for r, row in enumerate(rows):
+      used = sum(len(caption) for caption in row)
+      ids[r, :used] = np.concatenate(row)
+      place[r, :used] = np.concatenate([np.arange(len(caption)) for caption in row])
+      segment[r, :used] = np.repeat(np.arange(len(row)) + 1, [len(caption) for caption in row])
+    return jax.device_get(_token_states(self.params, *jax.device_put((ids, place, segment))))
 
 
-def _bucket(tokens: int) -> int:
-  return next(length for length in _LENGTHS if length >= tokens)
+def _rows(lengths: list[int], chosen: list[int], slots: int) -> list[list[int]]:
+  """Lays chosen captions end to end into rows of `slots`, in order: the captions of each row."""
+  rows, used = [], slots
+  for i in chosen:
+    if used + lengths[i] > slots:
+      rows.append([])
+      used = 0
+    rows[-1].append(i)
+    used += lengths[i]
+  return rows
 
 
-def _batches(lengths: list[int]) -> list[tuple[int, list[int]]]:
-  """Splits captions into batches of one length bucket: (rows of the batch, captions in it)."""
-  buckets: dict[int, list[int]] = {}
-  for i, tokens in enumerate(lengths):
-    buckets.setdefault(_bucket(tokens), []).append(i)
-  batches = []
-  for chosen in buckets.values():
-    for start in range(0, len(chosen), _ROWS[-1]):
-      part = chosen[start : start + _ROWS[-1]]
-      batches.append((next(rows for rows in _ROWS if rows >= len(part)), part))
-  return batches
+def _batches(lengths: list[int]) -> Iterator[tuple[list[list[int]], int]]:
+  """Groups captions into batches without an empty row: (captions of each row, slots of a row)."""
+  for low, slots in zip((0, *_SLOTS), _SLOTS, strict=False):
+    chosen = [i for i, tokens in enumerate(lengths) if low < tokens <= slots]
+    rows, size = _rows(lengths, chosen, slots), _BATCH_TOKENS // slots
+    whole = len(rows) // size * size
+    for start in range(0, whole, size):
+      yield rows[start : start + size], slots
+    for row in rows[whole:]:
+      yield [row], slots
 
 
 def load_minilm(folder: Path | None) -> MiniLM:
@@ -159,7 +172,7 @@ def load_minilm(folder: Path | None) -> MiniLM:
 
 
 def _package_folder() -> Path:
-  """Where the package keeps the model. It is looked up, not imported: importing it may pull torch."""
+  """Where the package keeps the model. Looked up, not imported: importing it may pull torch."""
   spec = importlib.util.find_spec(_PACKAGE)
   if spec is None or not spec.submodule_search_locations:
     raise BadInput(
