@@ -67,14 +67,15 @@ def latent_batches(
     raise BadInput(
       f"loader: given_first_frame={given_first_frame} is no probability. Set it in [0, 1]."
     )
+  (pt, ph, pw), (linear, square) = patch, cost
   settings = PackSettings(
     slots=slots,
     caption_slots=caption_slots,
     segments=segments,
     rows=rows,
-    patch=tuple(patch),
+    patch=(pt, ph, pw),
     caption_dropout=caption_dropout,
-    cost=tuple(cost),
+    cost=(linear, square),
   )
   return LatentBatches(
     dataset,
@@ -85,7 +86,8 @@ def latent_batches(
     given_first_frame=given_first_frame,
     cursor=cursor,
     share=(rank, ranks),
-    read_options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch),
+    threads=threads,
+    prefetch=prefetch,
   )
 
 
@@ -103,7 +105,8 @@ class LatentBatches:
     given_first_frame: float,
     cursor: Mapping | None,
     share: tuple[int, int],
-    read_options: grain.ReadOptions,
+    threads: int,
+    prefetch: int,
   ) -> None:
     records = np.asarray(dataset.indices(split), np.int64)
     self._settings = settings
@@ -116,17 +119,25 @@ class LatentBatches:
     )
 
     def make_plan(epoch: int) -> Plan:
-      where = dict(seed=seed, stage=stage, epoch=epoch, dataset=dataset.fingerprint)
-      return packing.plan_epoch(dataset.index, records, settings, **where)
+      return packing.plan_epoch(
+        dataset.index,
+        records,
+        settings,
+        seed=seed,
+        epoch=epoch,
+        stage=stage,
+        dataset=dataset.fingerprint,
+      )
 
-    self._plans = _Plans(make_plan, kept=read_options.num_threads + 2)
+    self._plans = _Plans(make_plan, kept=threads + 2)
     self._cursor = self._check_cursor(cursor or first_cursor(stage))
     bins = _Bins(self._plans, self._cursor["epoch"], settings.rows, share)
     reader = RowReader(dataset, records, settings, given_first_frame, counters=(seed, stage))
     steps = grain.MapDataset.source(bins).map(reader.read)
     steps = steps.batch(bins.rows, drop_remainder=True, batch_fn=tokens.stack_rows)
     steps = steps[self._cursor["bin"] // settings.rows :]
-    self._steps = iter(steps.to_iter_dataset(read_options))
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    self._steps = iter(steps.to_iter_dataset(reading))
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
@@ -252,8 +263,8 @@ class _Bins:
   def __len__(self) -> int:
     return _ENDLESS
 
-  def __getitem__(self, i: int) -> packing.Bin:
-    step, row = divmod(i, self.rows)
+  def __getitem__(self, index: int) -> packing.Bin:
+    step, row = divmod(index, self.rows)
     with self._lock:
       while self._starts[-1] <= step:
         epoch = self._first_epoch + len(self._starts) - 1
