@@ -1,0 +1,185 @@
+"""Reads a dataset folder, which `data_pipeline.writer` makes and TFDS reads as well:
+
+dataset_info.json, features.json, NAME-SPLIT.array_record-00000-of-0000N ...
+meta.json             kind, version, meta (of the maker), widths, shards, fingerprint
+index/COLUMN.npy      see `data_pipeline.index`
+"""
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from array_record.python import array_record_module
+from google.protobuf.message import DecodeError
+
+from data_pipeline import index as index_module
+from data_pipeline import records
+from data_pipeline.errors import BadInput
+from data_pipeline.writer import check_local, shard_name
+
+_READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}  # random access
+_COPY = "Copy it again, or make the dataset anew."
+_OPENERS = 16  # shards opened at once: it is waiting, not work
+
+
+class Dataset:
+  """Records of one kind by row number. Safe to use from many threads, and after pickling.
+
+  Attributes:
+    path: of the folder.
+    kind: "clip" or "latent".
+    name: of the dataset.
+    meta: facts that its maker gave.
+    index: memory-mapped columns by name, see `data_pipeline.index`.
+    shards: `records` and `bytes` of every shard, by split.
+    latent_channels, text_state_width: c and k of a latent dataset; None where there is none.
+    fingerprint: sha256, the same for the same records and meta however they are sharded.
+  """
+
+  def __init__(self, path: Path, described: Mapping):
+    """Without checks: use `open`."""
+    self.path = path
+    self._described = described
+    self.kind: str = described["kind"]
+    self.name: str = described["name"]
+    self.meta: dict = described["meta"]
+    self.shards: dict[str, list[dict[str, int]]] = described["shards"]
+    self.latent_channels: int | None = described["widths"].get("latent_channels")
+    self.text_state_width: int | None = described["widths"].get("text_state_width")
+    self.fingerprint: str = described["fingerprint"]
+    self.index = index_module.read_index(path / "index", self.kind)
+    self._readers: dict[Path, array_record_module.ArrayRecordReader] = {}
+    self._lock = threading.Lock()
+
+  def __reduce__(self):
+    return Dataset, (self.path, self._described)
+
+  @classmethod
+  def open(cls, path: str | os.PathLike, *, kind: str | None) -> "Dataset":
+    """Opens a dataset and compares every shard with the index.
+
+    Args:
+      path: the folder.
+      kind: "clip" or "latent", what the caller can use; None for either.
+    Raises:
+      BadInput: not a dataset, another kind or version, or a damaged one.
+    """
+    folder = check_local(path, "dataset")
+    dataset = cls(folder, _read_meta(folder, kind))
+    dataset._check_shards()
+    return dataset
+
+  def __len__(self) -> int:
+    return len(self.index["row"])
+
+  @property
+  def splits(self) -> dict[str, int]:
+    """Records of every split that has some."""
+    return {split: sum(s["records"] for s in sizes) for split, sizes in self.shards.items()}
+
+  def indices(self, split: str) -> np.ndarray:
+    """int64: rows of a split, ascending; none when the dataset has no such records."""
+    if split not in records.SPLITS:
+      raise BadInput(
+        f"dataset: split={split!r} is unknown. Use one of {', '.join(records.SPLITS)}."
+      )
+    return np.flatnonzero(self.index["split"] == records.SPLITS.index(split))
+
+  def read(self, row: int) -> records.Record:
+    """The record of a row of the index. Raises BadInput: it is damaged."""
+    if not 0 <= row < len(self):
+      raise IndexError(f"dataset: row={row} is not in 0..{len(self) - 1}")
+    split = records.SPLITS[self.index["split"][row]]
+    path = self.shard_path(split, int(self.index["shard"][row]))
+    try:
+      (data,) = self._reader(path).read([int(self.index["row"][row])])
+      return records.deserialize(self.kind, data)
+    except (RuntimeError, DecodeError, KeyError) as error:
+      raise BadInput(f"dataset: row={row} of {path} is damaged ({error}). {_COPY}") from error
+
+  def shard_path(self, split: str, shard: int) -> Path:
+    return self.path / shard_name(self.name, split, shard, len(self.shards[split]))
+
+  def verify(self) -> None:
+    """Reads the whole index. Raises BadInput: it is not the one that the fingerprint was made of."""
+    facts = {name: self._described[name] for name in ("kind", "version", "meta", "widths")}
+    found = index_module.fingerprint(facts, self.index)
+    if found != self.fingerprint:
+      raise BadInput(
+        f"dataset: {self.path} has fingerprint={found[:12]}, its meta.json says "
+        f"{self.fingerprint[:12]}: the index or meta.json was changed. {_COPY}"
+      )
+
+  def _reader(self, path: Path):
+    with self._lock:
+      if path not in self._readers:
+        self._readers[path] = array_record_module.ArrayRecordReader(str(path), **_READER)
+      return self._readers[path]
+
+  def _check_shards(self) -> None:
+    wanted = {
+      self.shard_path(split, i): size["records"]
+      for split, sizes in self.shards.items()
+      for i, size in enumerate(sizes)
+    }
+    self._check_counts(wanted)
+    with ThreadPoolExecutor(_OPENERS) as pool:
+      for complaint in pool.map(self._compare, wanted.items()):
+        if complaint:
+          raise BadInput(complaint)
+
+  def _check_counts(self, wanted: Mapping[Path, int]) -> None:
+    """The index against meta.json: how many records it places in each shard."""
+    width = max(len(sizes) for sizes in self.shards.values())
+    code = self.index["split"].astype(np.int64) * width + self.index["shard"]
+    counts = np.bincount(code, minlength=width * len(records.SPLITS))
+    found = {
+      self.shard_path(split, i): int(counts[records.SPLITS.index(split) * width + i])
+      for split, sizes in self.shards.items()
+      for i in range(len(sizes))
+    }
+    if found != wanted or counts.sum() != sum(wanted.values()):
+      raise BadInput(
+        f"dataset: index and meta.json of {self.path} do not belong together "
+        f"({counts.sum()} and {sum(wanted.values())} records). {_COPY}"
+      )
+
+  def _compare(self, item: tuple[Path, int]) -> str | None:
+    path, count = item
+    if not path.exists():
+      return f"dataset: {path} does not exist, the index says records={count}. {_COPY}"
+    found = self._reader(path).num_records()
+    if found == count:
+      return None
+    size = f"{path.stat().st_size} bytes, truncated or damaged"
+    return f"dataset: {path} has records={found}, the index says {count} ({size}). {_COPY}"
+
+
+def _read_meta(folder: Path, kind: str | None) -> dict:
+  path = folder / "meta.json"
+  if not path.is_file():
+    raise BadInput(
+      f"dataset: {path} does not exist, so {folder} is no dataset. "
+      "Give a folder that sora data, curate or encode made."
+    )
+  try:
+    described = json.loads(path.read_text(encoding="utf-8"))
+    found, version = described["kind"], described["version"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise BadInput(f"dataset: {path} is damaged ({error}). {_COPY}") from error
+  if kind not in (None, found) or found not in records.VERSIONS:
+    make = {"clip": "sora data or curate", "latent": "sora encode"}.get(kind or "", "this version")
+    raise BadInput(
+      f"dataset: {folder} holds {found} records, not {kind or 'a known kind'}. "
+      f"Give a dataset of {make}."
+    )
+  if version != records.VERSIONS[found]:
+    raise BadInput(
+      f"dataset: version={version} of {folder} is not {records.VERSIONS[found]} ({found} records). "
+      "Make the dataset anew with this version."
+    )
+  return described

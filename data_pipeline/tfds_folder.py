@@ -1,0 +1,69 @@
+"""What makes a folder of shards a TFDS dataset: features.json and dataset_info.json."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline import records
+from data_pipeline.records import Column
+
+
+def write_metadata(
+  folder: Path, kind: str, *, name: str, shards: Mapping[str, Sequence[Mapping[str, int]]]
+) -> None:
+  """Writes the two files, so that `tfds.builder_from_directory(folder)` reads the shards there.
+
+  Args:
+    folder: holds the shards under their final names.
+    kind: of the records.
+    name: of the dataset.
+    shards: `records` and `bytes` of every shard, by split.
+  """
+  # Seconds of imports that only the end of writing needs, not the processes that read.
+  import tensorflow_datasets as tfds
+
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=folder, dataset_name=name, filetype_suffix="array_record"
+  )
+  splits = [
+    tfds.core.SplitInfo(
+      name=split,
+      shard_lengths=[size["records"] for size in sizes],
+      num_bytes=sum(size["bytes"] for size in sizes),
+      filename_template=template.replace(split=split),
+    )
+    for split, sizes in shards.items()
+  ]
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=features(kind),
+    split_infos=splits,
+    version=f"{records.VERSIONS[kind]}.0.0",
+    filename_template=template,
+    check_data=False,  # would need TensorFlow
+  )
+
+
+def features(kind: str):
+  """The `tfds.features.FeaturesDict` of a kind of record, as it is stored."""
+  from tensorflow_datasets.core import features as tfds_features
+
+  return tfds_features.FeaturesDict(
+    {name: _feature(column) for name, column in records.stored_columns(kind).items()}
+  )
+
+
+def _feature(column: Column):
+  from tensorflow_datasets.core import features as tfds_features
+
+  unit = f" [{column.unit}]" if column.unit else ""
+  doc = column.meaning + unit
+  if column.is_text:
+    text = tfds_features.Tensor(shape=(), dtype=np.object_, doc=doc)
+    return tfds_features.Sequence(text, doc=doc) if column.shape else text
+  shape = tuple(None if isinstance(side, str) else side for side in column.shape)
+  encoding = "bytes" if shape else "none"
+  return tfds_features.Tensor(
+    shape=shape, dtype=column.stored_dtype.type, encoding=encoding, doc=doc
+  )
