@@ -1,4 +1,4 @@
-"""Backdrops and scenery: muted greys, so that saturation alone tells the objects from everything else."""
+"""Backdrops and scenery: muted greys, so that saturation alone tells the objects from the rest."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def draw_backdrop(draws: Draws) -> Backdrop:
 
 
 def _knots(draws: Draws) -> np.ndarray:
-  """A smooth field that tiles: few sine waves with drawn phases; three draws are enough for a soft cloud."""
+  """A soft cloud that tiles: a few sine waves with drawn phases."""
   phase = 2 * np.pi * np.array([draws.unit("background") for _ in range(3)])
   y, x = np.mgrid[0:_CELLS, 0:_CELLS] * (2 * np.pi / _CELLS)
   field = np.sin(x + phase[0]) * np.cos(y + phase[1]) + np.sin(2 * y - x + phase[2])
@@ -75,13 +75,13 @@ def _interpolate_knots(knots: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.nd
 
 
 def _soft_step(wave: np.ndarray, cell: float, unit: float) -> np.ndarray:
-  """0/1 alternation of period 2 cells with edges one pixel wide; `wave` is a place in world units."""
+  """0 and 1 by turns, a cell each, with edges one pixel wide; `wave` is a place in world units."""
   distance = np.abs(wave / cell % 2 - 1) - 0.5  # signed, in cells
   return np.clip(distance * cell * unit + 0.5, 0, 1)
 
 
 def _blend(backdrop: Backdrop, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray:
-  """How much of the second grey is in each pixel, [h, w]; x [w] and y [h] are pixel centres, world units."""
+  """Share of the second grey in each pixel [h, w]; x [w], y [h] are pixel centres, world units."""
   if backdrop.style == "noise":
     return _interpolate_knots(backdrop.knots, x, y)
   if backdrop.style == "checker":
@@ -100,7 +100,8 @@ def draw_set(
   """Paints all that does not move.
 
   Returns:
-    float32 RGB [height, width, 3] in 0..255, and the occluder's coverage [height, width] in 0..1 or None.
+    float32 RGB [height, width, 3] in 0..255, and the occluder's coverage [height, width] in 0..1
+    or None.
   """
   unit = min(height, width)
   x, y = (np.arange(width) + 0.5) / unit, (np.arange(height) + 0.5) / unit

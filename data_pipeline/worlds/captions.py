@@ -4,7 +4,6 @@ Every caption names each object's colour and shape, and the direction whenever t
 """
 
 _TOWARDS = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
-_FROM = {"left": "from the right", "right": "from the left", "up": "from below", "down": "from above"}
 _STYLES = {
   "solid": "plain",
   "gradient": "shaded",
@@ -30,22 +29,27 @@ def _backdrop(attributes: dict) -> str:
 def _still(attributes: dict) -> list[str]:
   """For images, and for clips too short to show the motion."""
   one = attributes["objects"][0]
-  where = {
-    "ramp": "on a ramp",
-    "occlude": f"next to {_article(attributes['scenery'] + ' bar')}",
-  }.get(attributes["family"], f"on {_backdrop(attributes)}")
+  where = f"on {_backdrop(attributes)}"
   names = [f"{o['size']} {o['colour']} {o['shape']}" for o in attributes["objects"]]
   plain = [f"{o['colour']} {o['shape']}" for o in attributes["objects"]]
   both = " and ".join(_article(name) for name in names)
   if len(names) == 2:
-    where = f"on {_backdrop(attributes)}"
     return [
-      both, f"{both} {where}", f"{plain[0]} and {plain[1]}",
-      f"there are {_article(plain[0])} and {_article(plain[1])} {where}",
+      both,
+      f"{both} {where}",
+      f"{plain[0]} and {plain[1]}",
+      f"two shapes {where}, {_article(plain[0])} and {_article(plain[1])}",
     ]
+  if attributes["family"] == "ramp":
+    where = f"on {_article(attributes['scenery'] + ' ramp')}"
+  if attributes["family"] == "occlude":
+    where = f"next to {_article(attributes['scenery'] + ' bar')}"
   return [
-    both, f"{both} {where}", f"{_article(plain[0])}, {one['size']}, on {_backdrop(attributes)}",
-    f"there is {_article(plain[0])} {where}", f"{plain[0]} {where}",
+    both,
+    f"{both} {where}",
+    f"{_article(plain[0])}, {one['size']}, on {_backdrop(attributes)}",
+    f"there is {_article(plain[0])} {where}",
+    f"{plain[0]} {where}",
   ]
 
 
@@ -53,7 +57,8 @@ def _drift(attributes: dict) -> list[str]:
   one, hits = attributes["objects"][0], attributes["events"]["bounces_ahead"]
   size, thing, way = one["size"], f"{one['colour']} {one['shape']}", one["direction"]
   wall = {"up": "top edge", "down": "bottom edge"}.get(way, f"{way} edge")
-  end = "" if not hits else f", then bounces off the {wall}" if hits == 1 else ", bouncing back and forth"
+  ends = ("", f", then bounces off the {wall}", ", bouncing back and forth")
+  end = ends[min(hits, 2)]
   return [
     f"{thing} drifts {way}{end}",
     f"a {size} {thing} drifts {way}{end}",
@@ -72,8 +77,8 @@ def _fall(attributes: dict) -> list[str]:
     f"{thing} falls down{end}",
     f"a {size} {thing} falls down{floor}",
     f"{_article(thing)} drops down on {_backdrop(attributes)}{end}",
-    f"{_article(thing)}, {size}, falling down under gravity{floor}",
-    f"the {size} {thing} falls {_FROM['down']}{floor}",
+    f"{_article(thing)}, {size}, falling down under gravity{floor.replace('bounces', 'bouncing')}",
+    f"the {size} {thing} falls from above{floor}",
   ]
 
 
@@ -82,12 +87,14 @@ def _ramp(attributes: dict) -> list[str]:
   size, thing, way = one["size"], f"{one['colour']} {one['shape']}", one["direction"]
   verbs, gerund = ("rolls", "rolling") if one["shape"] == "circle" else ("slides", "sliding")
   end = " and bounces back" if hits else ""
+  ending = end.replace("bounces", "bouncing")
+  ramp = _article(f"{attributes['scenery']} ramp")
   return [
-    f"{thing} {verbs} down a ramp {_TOWARDS[way]}{end}",
+    f"{thing} {verbs} {way} down a ramp{end}",
     f"a {size} {thing} {verbs} down {_TOWARDS[way]}{end}",
-    f"{_article(thing)} {verbs} {way} down {_article(attributes['scenery'] + ' ramp')}{end}",
-    f"{_article(thing)}, {size}, {gerund} down a slope {_TOWARDS[way]}{end}",
-    f"a ramp with a {size} {thing} {gerund} {way}{end} on {_backdrop(attributes)}",
+    f"{_article(thing)} {verbs} down {ramp} {_TOWARDS[way]}{end}",
+    f"{_article(thing)}, {size}, {gerund} down a slope {_TOWARDS[way]}{ending}",
+    f"a {size} {thing} {gerund} {way} on {ramp}, on {_backdrop(attributes)}",
   ]
 
 
@@ -102,11 +109,12 @@ def _occlude(attributes: dict) -> list[str]:
   else:
     verb, gerund = "moves {} and passes behind", "moving {}, passing behind"
   end = " and bounces back" if events["bounces"] else ""
+  ending = end.replace("bounces", "bouncing")
   return [
-    f"{thing} {verb.format(way)} {bar}{end}",
+    f"{thing} {verb.format(way)} a bar{end}",
     f"a {size} {thing} {verb.format(way)} {bar}{end}",
-    f"{_article(thing)} {verb.format(_TOWARDS[way])} {bar} on {_backdrop(attributes)}{end}",
-    f"{_article(thing)}, {size}, {gerund.format(_TOWARDS[way])} {bar}{end}",
+    f"{_article(thing)} {verb.format(_TOWARDS[way])} {bar} on {_backdrop(attributes)}",
+    f"{_article(thing)}, {size}, {gerund.format(_TOWARDS[way])} {bar}{ending}",
   ]
 
 
@@ -119,22 +127,28 @@ def _collide(attributes: dict) -> list[str]:
   verb, gerund = ("hits", "hitting") if hit else ("approaches", "approaching")
   target = "resting " if rest else ""
   coming = "" if rest else f" moving {b['direction']}"
-  end = " and they bounce apart" if hit and not rest else ""
   whole = f"the {second} is at rest" if rest else f"the {second} moves {b['direction']}"
   return [
     f"{first} moving {a['direction']} {verb} {_article(target + second)}{coming}",
     f"a {a['size']} {first} moving {a['direction']} {verb} a {target}{b['size']} {second}{coming}",
-    f"{_article(first)} moves {_TOWARDS[a['direction']]}, {gerund} {_article(target + second)}{coming}{end}",
-    f"the {first} moves {a['direction']}, {whole}" + (", they collide" if hit else ""),
+    f"{_article(first)} moves {_TOWARDS[a['direction']]}, {gerund} {_article(target + second)}"
+    f"{coming}",
+    f"the {first} moves {a['direction']}, {whole}" + (" until they collide" if hit else ""),
     f"on {_backdrop(attributes)} {_article(first)} moves {a['direction']} and {verb} "
     f"{_article(target + second)}{coming}",
   ]
 
 
-_WORDINGS = {"drift": _drift, "fall": _fall, "collide": _collide, "occlude": _occlude, "ramp": _ramp}
+_WORDINGS = {
+  "drift": _drift,
+  "fall": _fall,
+  "collide": _collide,
+  "occlude": _occlude,
+  "ramp": _ramp,
+}
 
 
 def write_captions(attributes: dict) -> tuple[str, ...]:
-  """All wordings for a clip's attributes (`physworld.Description.attributes`), short and long, lower case."""
+  """All wordings, short and long, for the attributes of a `physworld.Description`."""
   moves = any(one["direction"] is not None for one in attributes["objects"])
   return tuple((_WORDINGS[attributes["family"]] if moves else _still)(attributes))

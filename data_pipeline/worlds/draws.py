@@ -1,4 +1,4 @@
-"""Randomness of one generated clip: numbered draws from the counter-based hash, one stream a purpose."""
+"""Randomness of one generated clip: draws from the counter-based hash, one stream a purpose."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Draws:
-  """Hands out the clip's draws one after another; a purpose's draws do not depend on the other purposes'."""
+  """Hands out a clip's draws in order; those of one purpose do not depend on the others."""
 
   def __init__(self, seed: int, index: int):
     purposes = np.arange(len(PURPOSES))[:, None]

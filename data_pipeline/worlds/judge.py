@@ -1,8 +1,9 @@
-"""Judges a video against physworld attributes by its pixels alone: which colours, which shapes, which way.
+"""Judges a video against physworld attributes by its pixels: which colours, shapes, directions.
 
-The backdrop, bars and ramps of physworld are grey, so chroma tells the objects. Hue peaks separate two objects; each
-object's coverage is its pixels' chroma along its hue; colour is the nearest palette hue, shape the best of rendered
-and blurred templates, direction the first leg of the centroid's track. Made for blurred and compressed video.
+The backdrop, bars and ramps of physworld are grey, so chroma tells the objects. Hue peaks
+separate two objects; each object's coverage is its pixels' chroma along its hue; colour is the
+nearest palette hue, shape the best of rendered and blurred templates, direction the first leg of
+the centroid's track. Made for blurred and compressed video.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ TURN_BACK = 0.08  # world units of return that end the first leg
 MIN_AREA = 0.01  # square world units; the smallest shape has 0.05
 DOMINANT = 0.6  # share of the coloured pixels that a lone object must have
 
-_FULL_SIDE = 64  # larger videos are averaged down to this side or a little more
+_FULL_SIDE = 48  # larger videos are averaged down to this side or a little more
 _SECOND_SHARE = 0.25  # of the first object's pixels that make a second object
 _HUE_APART = np.deg2rad(24.0)
 _ANGLES = np.deg2rad([0.0, -24.0, -14.0, 14.0, 24.0])  # ramps tilt what slides on them
@@ -78,7 +79,7 @@ def nearest_colour(hue: float) -> str:
 
 
 def _find_hues(hue: np.ndarray) -> list[float]:
-  """Hues of at most two objects, the larger first: peaks of the smoothed histogram of coloured pixels."""
+  """Hues of at most two objects, the larger first: peaks of the coloured pixels' histogram."""
   bins = 90
   centres = (np.arange(bins) + 0.5) * (2 * np.pi / bins) - np.pi
   counts, _ = np.histogram(hue, bins=bins, range=(-np.pi, np.pi))
@@ -88,7 +89,8 @@ def _find_hues(hue: np.ndarray) -> list[float]:
   rest = kernel @ np.where(mine, 0, counts)
   second = centres[np.where(mine, -1, rest).argmax()]
   others = counts[_angle_between(centres, second) <= _HUE_APART / 2].sum()
-  return [first, second] if others >= _SECOND_SHARE * counts[mine].sum() else [first]
+  found = [float(first), float(second)]
+  return found if others >= _SECOND_SHARE * counts[mine].sum() else found[:1]
 
 
 def _cover(chroma: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, float]:
@@ -100,7 +102,7 @@ def _cover(chroma: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _locate(cover: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Centroids in pixels [F, 2], nan where under a third of the object is seen, and areas in pixels [F]."""
+  """Centroids [F, 2], nan where under a third of the object is seen, and areas [F], in pixels."""
   _, height, width = cover.shape
   area = cover.sum((1, 2))
   seen = area >= max(np.percentile(area, 90) / 3, 1.0)
@@ -177,7 +179,9 @@ def track(video: np.ndarray) -> tuple[Track, ...]:
       f"judge: video {video.dtype}{list(video.shape)} is not uint8 [F, H, W, 3]. Decode it to RGB."
     )
   chroma = _chroma(_shrink(video))
-  chroma = chroma - (np.median(chroma.real) + 1j * np.median(chroma.imag))  # the backdrop's tint
+  chroma = chroma - (
+    np.median(np.real(chroma)) + 1j * np.median(np.imag(chroma))
+  )  # the backdrop's tint
   unit = min(chroma.shape[1:])
   strong = abs(chroma)
   top = np.percentile(strong, 99)
@@ -224,8 +228,8 @@ def judge(video: np.ndarray, attributes: dict) -> dict[str, bool | None]:
     video: uint8 [F, H, W, 3].
     attributes: `WorldClip.attributes` or `Description.attributes`.
   Returns:
-    colour, shape and direction: True if all objects agree, None if the attributes make no claim (the direction of
-    an image). A video without the objects is False in all that is claimed.
+    colour, shape and direction: True if all objects agree, None if the attributes make no claim
+    (the direction of an image). A video without the objects is False in all that is claimed.
   """
   objects = attributes["objects"]
   pairs = _pair_up(track(video), objects)
@@ -241,7 +245,7 @@ def judge(video: np.ndarray, attributes: dict) -> dict[str, bool | None]:
 
 
 def chance(attributes: dict) -> dict[str, float | None]:
-  """Probability that uniformly random answers for every object agree; None where nothing is claimed."""
+  """Probability that uniformly random answers all agree; None where nothing is claimed."""
   objects = attributes["objects"]
   moving = sum(one["direction"] is not None for one in objects)
   return {

@@ -38,10 +38,11 @@ def wall_hits(start: float, speed: float, low: float, high: float, seconds: floa
 def bounce_on_floor(
   height: float, acceleration: float, time: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Dropped at rest, reflected by an elastic floor for ever: a parabola with period 2 sqrt(2 h / a).
+  """Dropped at rest, reflected by an elastic floor for ever: parabolas of period 2 sqrt(2 h / a).
 
   Returns:
-    Distance fallen (0 at the start, `height` at the floor) and its velocity, in the shape of `time`.
+    Distance fallen (0 at the start, `height` at the floor) and its velocity, in the shape of
+    `time`.
   """
   fall = math.sqrt(2 * height / acceleration)
   phase = (time + fall) % (2 * fall) - fall
@@ -74,8 +75,8 @@ class Pair:
     """Plays wall hits and elastic collisions in order.
 
     Returns:
-      time [e], position [e, 2], velocity after the event [e, 2] and kind ("start", "collision", "wall"),
-      up to the first event past `seconds`.
+      time [e], position [e, 2], velocity after the event [e, 2] and kind ("start", "collision",
+      "wall"), up to the first event past `seconds`.
     """
     time, place, speed = 0.0, np.array(self.start), np.array(self.speed)
     log, kinds = [(time, place, speed)], ["start"]

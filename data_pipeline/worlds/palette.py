@@ -1,8 +1,8 @@
 """The words of physworld: colours, shapes, sizes, directions, and the shapes' plane geometry.
 
-Lengths are world units: 1 is the shorter side of the frame; x points right, y down, the origin is the top left corner.
-A shape of radius r is a circle of radius r, a square of half side 0.9 r or an upright equilateral triangle of
-circumradius 1.25 r; its position is its centroid.
+Lengths are world units: 1 is the shorter side of the frame; x points right, y down, the origin is
+the top left corner. A shape of radius r is a circle of radius r, a square of half side 0.9 r or
+an upright equilateral triangle of circumradius 1.25 r; its position is its centroid.
 """
 
 import functools
@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-# Hues lie at least 28 degrees apart, so that they survive a VAE and H.264's halved chroma resolution.
+# Hues lie at least 28 degrees apart, so that they survive a VAE and H.264's halved chroma
+# resolution.
 COLOURS: dict[str, tuple[int, int, int]] = {
   "red": (222, 24, 32),
   "orange": (255, 122, 0),
@@ -54,7 +55,7 @@ def corners(shape: str, radius: float, angle: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4096)
 def reach(shape: str, radius: float, angle: float) -> tuple[float, float, float, float]:
-  """How far a shape reaches from its centroid to the left, to the right, up and down; all positive."""
+  """How far a shape reaches from its centroid to the left, right, up and down; all positive."""
   if shape == "circle":
     return radius, radius, radius, radius
   x, y = corners(shape, radius, angle).T
@@ -100,7 +101,7 @@ def signed_distance(
 
 
 def _profile(shape: str, radius: float, across: np.ndarray, side: str) -> np.ndarray:
-  """Reach of an upright shape towards `side` at offsets `across` that line; -inf where it has no point."""
+  """Reach of an upright shape towards `side` at offsets `across`; -inf where it has no point."""
   if shape == "circle":
     value = np.sqrt(np.maximum(radius**2 - across**2, 0))
     return np.where(abs(across) <= radius, value, -np.inf)

@@ -1,10 +1,11 @@
-"""physworld: generated clips of coloured shapes in motion, with exact captions, attributes and truth.
+"""physworld: generated clips of coloured shapes in motion, with captions, attributes and truth.
 
     clip = make_clip(seed=0, index=17, frames=16, height=64, width=64, fps=8.0,
                      families={"drift": 2, "fall": 1}, held_out_fraction=0.05)
 
-A clip is a pure function of its arguments; (seed, index, families) choose the world, the rest how it is filmed, so
-the same index at another rate, length or resolution (of the same aspect ratio) shows the same world.
+A clip is a pure function of its arguments; (seed, index, families) choose the world, the rest how
+it is filmed, so the same index at another rate, length or resolution (of the same aspect ratio)
+shows the same world.
 """
 
 import dataclasses
@@ -41,12 +42,14 @@ class WorldClip:
   Attributes:
     video: uint8 [F, H, W, 3].
     captions: wordings that are each true of this clip.
-    attributes: JSON-able: `family`; `objects`, each with `colour`, `shape`, `size`, `heading` (the world's) and
-      `direction` (what this clip shows: None in an image, in a clip too short, or at rest); `background` (`style`,
-      `tone`); `scenery` (tone of bar or ramp, else None); `events` (counts within the clip); `seconds`.
-    truth: `positions` and `velocities` float64 [F, objects, 2] in world units (x right, y down, 1 = shorter side of
-      the frame, origin top left) and per second; `visibility` float64 [F, objects] in 0..1; `masks` uint8 [F, H, W],
-      0 or 1 + place of the object in `attributes["objects"]`.
+    attributes: JSON-able: `family`; `objects`, each with `colour`, `shape`, `size`, `heading`
+      (the world's) and `direction` (what this clip shows: None in an image, in a clip too short,
+      or at rest); `background` (`style`, `tone`); `scenery` (tone of bar or ramp, else None);
+      `events` (counts within the clip); `seconds`.
+    truth: `positions` and `velocities` float64 [F, objects, 2] in world units (x right, y down, 1
+      = shorter side of the frame, origin top left) and per second; `visibility` float64 [F,
+      objects] in 0..1; `masks` uint8 [F, H, W], 0 or 1 + place of the object in
+      `attributes["objects"]`.
     split: see `splits`.
     source: unique to the world: "physworld/seed0/000123".
   """
@@ -72,18 +75,18 @@ def _weigh(families: Families) -> Mapping[str, float]:
   unknown = [name for name in weights if name not in scenes.FAMILIES]
   if unknown or not weights or min(weights.values()) < 0 or not sum(weights.values()) > 0:
     raise BadInput(
-      f"physworld: families={dict(weights)} must give positive weights to some of {', '.join(FAMILIES)}. "
-      "Correct the name or weight."
+      f"physworld: families={dict(weights)} must give positive weights to some of "
+      f"{', '.join(FAMILIES)}. Correct the name or weight."
     )
   return weights
 
 
 def _check_film(frames: int, height: int, width: int, fps: float) -> None:
   if frames < 1 or not fps > 0:
-    raise BadInput(f"physworld: frames={frames}, fps={fps} must be positive. Set both to 1 or more.")
+    raise BadInput(f"physworld: frames={frames}, fps={fps} must be positive. Raise it.")
   if min(height, width) < MIN_SIDE:
     raise BadInput(
-      f"physworld: width x height={width}x{height} is smaller than {MIN_SIDE} pixels. Make the clip larger."
+      f"physworld: width x height={width}x{height} is under {MIN_SIDE} pixels. Make it larger."
     )
 
 

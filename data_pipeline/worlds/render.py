@@ -9,7 +9,7 @@ _CHUNK_PIXELS = 1 << 20  # bounds memory: a box times frames
 
 
 def _box(body: Body, centre: np.ndarray, side: int, axis: int, unit: int) -> tuple[np.ndarray, int]:
-  """First pixel [F] and length of a box that holds the body with a margin, kept inside the frame."""
+  """First pixel [F] and length of a box round the body with a margin, kept inside the frame."""
   before, after = np.array(body.reach[2 * axis : 2 * axis + 2]) * unit
   length = min(int(np.ceil(before + after)) + 3, side)
   first = np.floor(centre - before).astype(int) - 1
@@ -60,9 +60,14 @@ def paint_body(
 
 
 def _blend(
-  video: np.ndarray, masks: np.ndarray, pixel: np.ndarray, seen: np.ndarray, colour: str, instance: int
+  video: np.ndarray,
+  masks: np.ndarray,
+  pixel: np.ndarray,
+  seen: np.ndarray,
+  colour: str,
+  instance: int,
 ) -> None:
-  """Covers whole pixels and mixes those of the edge (pixel: flat index; seen: coverage, same shape)."""
+  """Covers whole pixels and mixes those of the edge; `pixel` is a flat index, `seen` coverage."""
   pixel, seen = pixel.reshape(-1), seen.reshape(-1)
   ink = np.array(palette.COLOURS[colour], np.uint8)
   whole = pixel[seen >= 1]

@@ -1,8 +1,9 @@
-"""The families of physworld: each draws a little world from (seed, index) and knows its motion for all time.
+"""The families of physworld: each draws a little world and knows its motion for all time.
 
-A scene does not know how it will be filmed: frames, fps and pixels come later, so the same index shows the same
-world at any rate, length and resolution. Only the aspect ratio matters, because it says where the walls are.
-Lengths are world units (`palette`), times seconds; t = 0 is the first frame.
+A scene does not know how it will be filmed: frames, fps and pixels come later, so the same index
+shows the same world at any rate, length and resolution. Only the aspect ratio matters, because it
+says where the walls are. Lengths are world units (`palette`), times seconds; t = 0 is the first
+frame.
 """
 
 import dataclasses
@@ -15,12 +16,13 @@ import numpy as np
 from data_pipeline.worlds import motion, palette
 from data_pipeline.worlds.draws import Draws
 
-Path = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # time [F] -> position, velocity [F, 2]
+Line = tuple[float, float, float, float]  # start, speed, low and high end on one axis
+Path = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # time -> place, velocity
 
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-  """One object. `heading` is the direction in which it sets off, None if it rests or has no family's direction."""
+  """One object. `heading` is the direction in which it sets off, None if it rests."""
 
   colour: str
   shape: str
@@ -41,9 +43,10 @@ class Body:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """A world: bodies, at most one occluder (left, top, right, bottom) and ramp (height at x=0, slope).
+  """A world: bodies, perhaps an occluder (left, top, right, bottom), a ramp (y at x=0, slope).
 
-  `events(seconds)` counts what has happened by then, e.g. {"bounces": 2}; every family has its own keys.
+  `events(seconds)` counts what has happened by then, e.g. {"bounces": 2}; every family has its
+  own keys.
   """
 
   family: str
@@ -62,6 +65,10 @@ class _Look:
   @property
   def radius(self) -> float:
     return palette.SIZES[self.size]
+
+  @property
+  def mass(self) -> float:
+    return palette.area(self.shape, self.radius)
 
   def reach(self, angle: float = 0.0) -> tuple[float, float, float, float]:
     return palette.reach(self.shape, self.radius, angle)
@@ -84,19 +91,19 @@ def _join(axis: int, along: np.ndarray, across: np.ndarray | float) -> np.ndarra
   return np.stack(pair if axis == 0 else pair[::-1], axis=-1)
 
 
-def _straight(axis: int, along: tuple, across: tuple) -> Path:
-  """Constant velocity between walls on both axes; each tuple is start, speed, low, high."""
+def _straight(axis: int, along: Line, across: Line) -> Path:
+  """Constant velocity between walls on both axes."""
 
   def path(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, v = motion.bounce_between(*along, time)
-    y, w = motion.bounce_between(*across, time)
+    x, v = motion.bounce_between(*along, time=time)
+    y, w = motion.bounce_between(*across, time=time)
     return _join(axis, x, y), _join(axis, v, w)
 
   return path
 
 
 def drift(draws: Draws, side: tuple[float, float]) -> Scene:
-  """Constant velocity, walls reflect. At least 28 % of the frame a second, and no wall ahead before 1.05 s."""
+  """Constant velocity between walls: over 28 % of the frame a second, first wall after 1.05 s."""
   look = _draw_look(draws)
   heading = draws.choose("motion", list(palette.DIRECTIONS))
   axis = 0 if heading in ("left", "right") else 1
@@ -108,7 +115,8 @@ def drift(draws: Draws, side: tuple[float, float]) -> Scene:
   along = (low + offset if sign > 0 else high - offset, sign * speed, low, high)
   before, after = _along(look.reach(), 1 - axis)
   low, high = before, side[1 - axis] - after
-  across = (draws.between("motion", low, high), draws.between("motion", -0.15, 0.15) * speed, low, high)
+  place, sideways = draws.between("motion", low, high), draws.between("motion", -0.15, 0.15)
+  across = (place, sideways * speed, low, high)
 
   def events(seconds: float) -> dict[str, int]:
     ahead, aside = motion.wall_hits(*along, seconds), motion.wall_hits(*across, seconds)
@@ -138,7 +146,7 @@ def fall(draws: Draws, side: tuple[float, float]) -> Scene:
 
 
 def ramp(draws: Draws, side: tuple[float, float]) -> Scene:
-  """Down an incline: a circle rolls (2/3 g sin), the others slide; the wall at the bottom is elastic."""
+  """From rest down an incline in 0.9 to 1.3 s; the wall at the bottom is elastic."""
   look = _draw_look(draws)
   heading = draws.choose("motion", ("left", "right"))
   sign = sum(palette.DIRECTIONS[heading])
@@ -168,14 +176,14 @@ def ramp(draws: Draws, side: tuple[float, float]) -> Scene:
 
 
 def occlude(draws: Draws, side: tuple[float, float]) -> Scene:
-  """Crosses the frame behind a bar that hides it fully; across takes 0.95 to 1.25 s."""
+  """Crosses the frame behind a bar that hides it for about 0.1 s; crossing takes 0.95 to 1.25 s."""
   heading = draws.choose("motion", list(palette.DIRECTIONS))
   axis = 0 if heading in ("left", "right") else 1
   sign = sum(palette.DIRECTIONS[heading])
   look = _draw_look(draws, room_for_large=side[axis] >= 1.55)
   before, after = _along(look.reach(), axis)
   low, high = before, side[axis] - after
-  thick = before + after + 0.02
+  thick = before + after + 0.06
   near = side[axis] / 2 + draws.between("motion", -0.02, 0.02) - thick / 2
   far = near + thick
   offset = draws.between("motion", 0.0, 0.03) * (high - low)
@@ -189,7 +197,8 @@ def occlude(draws: Draws, side: tuple[float, float]) -> Scene:
     inside, outside = (near + low, far) if sign > 0 else (far - (side[axis] - high), near)
     hidden = (inside - along[0]) / speed <= seconds
     emerged = (outside - along[0]) / speed <= seconds  # more than half of it is in sight again
-    return {"bounces": motion.wall_hits(*along, seconds), "hidden": int(hidden), "emerged": int(emerged)}
+    bounces = motion.wall_hits(*along, seconds)
+    return {"bounces": bounces, "hidden": int(hidden), "emerged": int(emerged)}
 
   bar = (near, 0.0, far, side[1]) if axis == 0 else (0.0, near, side[0], far)
   body = Body(look.colour, look.shape, look.size, 0.0, heading, _straight(axis, along, across))
@@ -206,12 +215,12 @@ def _draw_pair(draws: Draws, axis: int, length: float) -> tuple[_Look, _Look]:
 
 
 def collide(draws: Draws, side: tuple[float, float]) -> Scene:
-  """Head-on elastic collision of two bodies on the frame's longer axis, masses as their areas; walls reflect."""
+  """Head-on elastic collision on the frame's longer axis; masses are as areas, walls reflect."""
   axis = int(side[1] > side[0]) if side[0] != side[1] else draws.choose("motion", (0, 1))
   looks = _draw_pair(draws, axis, side[axis])
   reaches = [_along(look.reach(), axis) for look in looks]
-  low = tuple(before for before, _ in reaches)
-  high = tuple(side[axis] - after for _, after in reaches)
+  low = (reaches[0][0], reaches[1][0])
+  high = (side[axis] - reaches[0][1], side[axis] - reaches[1][1])
   contact = palette.contact_distance(*((k.shape, k.radius) for k in looks), horizontal=axis == 0)
   spare = high[1] - low[0] - contact
   gap = min(spare, 0.6)
@@ -222,13 +231,14 @@ def collide(draws: Draws, side: tuple[float, float]) -> Scene:
   pair = motion.Pair(
     start=(start, start + contact + gap),
     speed=(share * closing, (share - 1) * closing),
-    mass=tuple(palette.area(look.shape, look.radius) for look in looks),
+    mass=(looks[0].mass, looks[1].mass),
     low=low,
     high=high,
     contact=contact,
   )
   edges = [_along(look.reach(), 1 - axis) for look in looks]
-  across = draws.between("motion", max(e[0] for e in edges), side[1 - axis] - max(e[1] for e in edges))
+  before, after = (max(reach) for reach in zip(*edges, strict=True))
+  across = draws.between("motion", before, side[1 - axis] - after)
 
   def path(time: np.ndarray, body: int) -> tuple[np.ndarray, np.ndarray]:
     place, speed = pair.at(time)
@@ -241,8 +251,14 @@ def collide(draws: Draws, side: tuple[float, float]) -> Scene:
 
   towards = (("right", "left"), ("down", "up"))[axis]
   bodies = tuple(
-    Body(k.colour, k.shape, k.size, 0.0, towards[i] if pair.speed[i] else None,
-         functools.partial(path, body=i))
+    Body(
+      k.colour,
+      k.shape,
+      k.size,
+      0.0,
+      towards[i] if pair.speed[i] else None,
+      functools.partial(path, body=i),
+    )
     for i, k in enumerate(looks)
   )
   return Scene("collide", bodies, events)

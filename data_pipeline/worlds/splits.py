@@ -1,11 +1,13 @@
 """Which clips training may see.
 
-The rule of held-out combinations: with the places of colour, shape and direction in `palette`'s tables,
+The rule of held-out combinations: with the places of colour, shape and direction in `palette`'s
+tables,
 
     colour + 3 shape + 2 direction = 0  (mod 8)
 
-is never trained on, in any family and at any length: exactly one colour of eight for every shape and direction, and
-so an eighth of all combinations, while each colour, shape and direction is trained on with other partners.
+is never trained on, in any family and at any length: exactly one colour of eight for every shape
+and direction, and so an eighth of all combinations, while each colour, shape and direction is
+trained on with other partners.
 """
 
 from data_pipeline.worlds import palette
