@@ -32,6 +32,7 @@ class Dataset:
   Attributes:
     path: of the folder.
     kind: "clip" or "latent".
+    version: of the record layout.
     name: of the dataset.
     meta: facts that its maker gave.
     index: memory-mapped columns by name, see `data_pipeline.index`.
@@ -45,6 +46,7 @@ class Dataset:
     self.path = path
     self._described = described
     self.kind: str = described["kind"]
+    self.version: int = described["version"]
     self.name: str = described["name"]
     self.meta: dict = described["meta"]
     self.shards: dict[str, list[dict[str, int]]] = described["shards"]
@@ -105,7 +107,7 @@ class Dataset:
     return self.path / shard_name(self.name, split, shard, len(self.shards[split]))
 
   def verify(self) -> None:
-    """Reads the whole index. Raises BadInput: it is not the one that the fingerprint was made of."""
+    """Reads the whole index. Raises BadInput: the fingerprint was made of another one."""
     facts = {name: self._described[name] for name in ("kind", "version", "meta", "widths")}
     found = index_module.fingerprint(facts, self.index)
     if found != self.fingerprint:

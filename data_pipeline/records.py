@@ -1,7 +1,7 @@
 """The record types: what is known of a clip, and of its latent. The contract of the two halves.
 
-Each class is its own table: name, Python type, and `Column(dtype, shape, unit, meaning)`. In a shard
-a record is a `tf.train.Example` with the layout of TFDS; `stored_columns` says how.
+Each class is its own table: name, Python type, and `Column(dtype, shape, unit, meaning)`. In a
+shard a record is a `tf.train.Example` with the layout of TFDS; `stored_columns` says how.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ from data_pipeline import index, records, tfds_folder
 from data_pipeline.errors import BadInput
 from data_pipeline.records import Record
 
-# One record a group: random access decodes nothing beside it. Latents are noise: zstd gains nothing.
+# One record a group: reading one decodes nothing beside it. zstd gains little on latents.
 _OPTIONS = "group_size:1,uncompressed"
 _REMOTE = re.compile(r"^[a-z0-9]+://", re.IGNORECASE)
 
@@ -83,7 +83,7 @@ class DatasetWriter:
       )
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
-      self._lock = open(self.folder / "lock", "w")  # noqa: SIM115: held until the end
+      self._lock = open(self.folder / "lock", "w")  # held until the end
     except OSError as error:
       raise BadInput(
         f"dataset: {self.path} cannot be written ({error.strerror}). Give another path."
@@ -128,8 +128,8 @@ class DatasetWriter:
     for name, width in widths.items():
       if self._widths.setdefault(name, width) != width:
         raise BadInput(
-          f"dataset: {name}={width} of record {record.id!r} is not the {self._widths[name]} of those "
-          "before it. Encode a dataset with one VAE and one text encoder."
+          f"dataset: {name}={width} of record {record.id!r} is not the {self._widths[name]} of "
+          "those before it. Encode a dataset with one VAE and one text encoder."
         )
 
   def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:

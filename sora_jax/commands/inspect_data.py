@@ -1,0 +1,145 @@
+"""`sora inspect --data DIR`: what is in a dataset, from its index alone."""
+
+import os
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.dataset import Dataset
+
+_SIDES = {"clip": ("frames", "height", "width"), "latent": ("f", "h", "w")}
+
+
+def describe_dataset(path: str | os.PathLike) -> dict:
+  """Checks the shards and the fingerprint of a dataset, and counts what its index says.
+
+  Returns:
+    JSON-able: `path`, `kind`, `name`, `version`, `fingerprint`, `meta`; `clips`, and by name
+    `splits`; `pixels` of clips, or `tokens` of latents (patches of 1x1x1) with `latent_channels`,
+    `text_state_width` and `caption_tokens` (`total`, `mean`, `max` of a caption, None without
+    captions); `shapes` ([{f, h, w or frames, height, width, clips}], most frequent first); `fps`
+    (clips by rate); `sources`; `captions` (`total`, `without`: clips that have none); `seconds` of
+    clips; `shards` ([{file, records, bytes}]), `bytes`.
+  Raises:
+    BadInput: no dataset, or a damaged one.
+  """
+  dataset = Dataset.open(path, kind=None)
+  dataset.verify()
+  index = dataset.index
+  sides = np.stack([index[side] for side in _SIDES[dataset.kind]], axis=1).astype(np.int64)
+  captions = np.diff(index["caption_offsets"])
+  shards = [
+    {"file": dataset.shard_path(split, i).name, **size}
+    for split, sizes in dataset.shards.items()
+    for i, size in enumerate(sizes)
+  ]
+  return {
+    "path": str(dataset.path),
+    "kind": dataset.kind,
+    "name": dataset.name,
+    "version": dataset.version,
+    "fingerprint": dataset.fingerprint,
+    "meta": dataset.meta,
+    "clips": len(dataset),
+    "splits": dataset.splits,
+    **(_clip_facts if dataset.kind == "clip" else _latent_facts)(dataset, sides),
+    "shapes": _count_shapes(sides, _SIDES[dataset.kind]),
+    "fps": _count(index["fps"]),
+    "sources": len(np.unique(index["source"])),
+    "captions": {"total": int(captions.sum()), "without": int((captions == 0).sum())},
+    "shards": shards,
+    "bytes": sum(shard["bytes"] for shard in shards),
+  }
+
+
+def _clip_facts(dataset: Dataset, sides: np.ndarray) -> dict:
+  seconds = sides[:, 0] / dataset.index["fps"]
+  return {"pixels": int(sides.prod(axis=1).sum()), "seconds": float(seconds.sum())}
+
+
+def _latent_facts(dataset: Dataset, sides: np.ndarray) -> dict:
+  tokens = np.asarray(dataset.index["caption_tokens"], np.int64)
+  some = tokens.size > 0
+  return {
+    "tokens": int(sides.prod(axis=1).sum()),
+    "latent_channels": dataset.latent_channels,
+    "text_state_width": dataset.text_state_width,
+    "caption_tokens": {
+      "total": int(tokens.sum()),
+      "mean": float(tokens.mean()) if some else None,
+      "max": int(tokens.max()) if some else None,
+    },
+  }
+
+
+def _count_shapes(sides: np.ndarray, names: tuple[str, ...]) -> list[dict[str, int]]:
+  shapes, counts = np.unique(sides, axis=0, return_counts=True)
+  order = np.argsort(-counts, kind="stable")
+  return [
+    dict(zip(names, shapes[i].tolist(), strict=True), clips=int(counts[i])) for i in order.tolist()
+  ]
+
+
+def _count(column: np.ndarray) -> dict[str, int]:
+  values, counts = np.unique(column, return_counts=True)
+  return {f"{value:g}": count for value, count in zip(values, counts.tolist(), strict=True)}
+
+
+def print_dataset(facts: dict, console: Console | None = None, rows: int = 12) -> None:
+  """Shows what `describe_dataset` found.
+
+  Args:
+    facts: of `describe_dataset`; what a caller adds to them is not shown here.
+    console: where; stderr when None.
+    rows: most lines of a table; the rest is summed up in one.
+  """
+  console = console or Console(stderr=True)
+  title = f"{facts['name']}: {facts['clips']:,} {facts['kind']}s, {facts['fingerprint'][:12]}"
+  console.print(_table(title, ("fact", "value"), _summary(facts)))
+  shapes = [
+    ("x".join(str(n) for name, n in shape.items() if name != "clips"), f"{shape['clips']:,}")
+    for shape in facts["shapes"]
+  ]
+  header = " x ".join(_SIDES[facts["kind"]])
+  console.print(_table("shapes", (header, "clips"), _shorten(shapes, rows)))
+  shards = [(s["file"], f"{s['records']:,}", f"{s['bytes']:,}") for s in facts["shards"]]
+  console.print(_table("shards", ("file", "records", "bytes"), _shorten(shards, rows)))
+
+
+def _summary(facts: dict) -> list[tuple[str, str]]:
+  captions = facts["captions"]
+  lines = [
+    ("splits", _join(facts["splits"])),
+    ("fps", _join(facts["fps"])),
+    ("sources", f"{facts['sources']:,}"),
+    ("captions", f"{captions['total']:,} ({captions['without']:,} clips without)"),
+    ("bytes", f"{facts['bytes']:,}"),
+  ]
+  if facts["kind"] == "clip":
+    amounts = [("pixels", f"{facts['pixels']:,}"), ("seconds", f"{facts['seconds']:,.1f}")]
+  else:
+    tokens = facts["caption_tokens"]
+    amounts = [("tokens (1x1x1 patches)", f"{facts['tokens']:,}")]
+    amounts.append(("caption tokens", f"{tokens['total']:,} (longest {tokens['max']})"))
+    amounts.append(("latent channels", str(facts["latent_channels"])))
+    amounts.append(("text state width", str(facts["text_state_width"])))
+  return amounts + lines
+
+
+def _join(counts: dict[str, int]) -> str:
+  return ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+
+
+def _shorten(lines: list[tuple[str, ...]], rows: int) -> list[tuple[str, ...]]:
+  if len(lines) <= rows:
+    return lines
+  rest = (f"and {len(lines) - rows + 1:,} more", *("" for _ in lines[0][1:]))
+  return [*lines[: rows - 1], rest]
+
+
+def _table(title: str, header: tuple[str, ...], lines: list[tuple[str, ...]]) -> Table:
+  table = Table(*header, title=title, title_justify="left")
+  for line in lines:
+    table.add_row(*line)
+  return table
