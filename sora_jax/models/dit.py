@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from data_pipeline.errors import BadInput
 from sora_jax.nn.block import Block, modulate
@@ -13,6 +14,16 @@ from sora_jax.typed import Array, Float, typed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "block")
+
+# Where parameters lie: the larger side of each kernel in shards, vectors whole. Stacked layers lead with depth.
+RULES = (
+  (r"blocks/attention/qkv/kernel|blocks/mlp/into/kernel", PartitionSpec(None, "fsdp", "tensor")),
+  (r"blocks/attention/out/kernel|blocks/mlp/out/kernel", PartitionSpec(None, "tensor", "fsdp")),
+  (r"blocks/(attention/norm_[qk]/scale|mlp/(into|out)/bias|table)", PartitionSpec()),
+  (r"(level/(into|out)|modulation|head_modulation|caption/states)/kernel", PartitionSpec("fsdp")),
+  (r"(patches|head)/kernel|caption/(null|table)", PartitionSpec()),
+  (r"(level/(into|out)|modulation|head_modulation|caption/states|patches|head)/bias", PartitionSpec()),
+)
 
 
 class DiT(nnx.Module):

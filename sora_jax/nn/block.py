@@ -41,6 +41,11 @@ class Attention(nnx.Module):
     return self.out(attend(q, k, v).reshape(x.shape))
 
 
+def mlp_hidden(width: int, ratio: float, kind: str) -> int:
+  """Width of the MLP's inner layer: SwiGLU has two of 2/3 the size; rounded up to 32."""
+  return -(-int(ratio * width * (2 / 3 if kind == "swiglu" else 1)) // 32) * 32
+
+
 class MLP(nnx.Module):
   """Position-wise network: GELU, or SwiGLU (Shazeer 2020, arXiv:2002.05202) at equal parameters."""
 
@@ -48,8 +53,7 @@ class MLP(nnx.Module):
     if kind not in ("gelu", "swiglu"):
       raise BadInput(f"dit: mlp={kind!r} is not one of ['gelu', 'swiglu'].")
     self.gated = kind == "swiglu"
-    hidden = int(ratio * width * (2 / 3 if self.gated else 1))
-    hidden = -(-hidden // 32) * 32
+    hidden = mlp_hidden(width, ratio, kind)
     self.into = nnx.Linear(width, hidden * (2 if self.gated else 1), dtype=dtype, rngs=rngs)
     self.out = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
 

@@ -1,5 +1,7 @@
 """A packed row gives every segment the output and the gradients that it has alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +37,11 @@ def make_segments():
   ]  # fmt: skip
 
 
-def batch_of(rows, slots):
-  packed = [pack_row(row, slots=slots, caption_slots=24, segments_per_row=4) for row in rows]
+def batch_of(rows):
+  """Four rows of 80 slots, the missing ones empty: one shape, so one compilation."""
+  rows = rows + [[]] * (4 - len(rows))
+  settings = dict(slots=80, caption_slots=24, segments_per_row=4, patch_width=12)
+  packed = [pack_row(row, **settings) for row in rows]
   return {k: jnp.asarray(v) for k, v in stack_rows(packed).items() if k != "segment_record"}
 
 
@@ -49,32 +54,27 @@ def model():
   return nnx.split(dit)
 
 
-def segment_errors(model, attend=ATTEND, remat="none", prediction="velocity"):
-  """(params, batch) -> velocity errors [b,n] with fixed per-draw times."""
-  structure, _ = model
+@functools.cache
+def segment_errors(structure, attend=ATTEND, remat="none", prediction="velocity"):
+  """(params, batch) -> velocity errors [b,n] with fixed per-draw times, and its sum's gradient."""
 
   def errors(params, batch):
     times = 0.2 + 0.1 * (batch["draw"][..., 1] % 7).astype(jnp.float32)
     error, weight, _ = dit_errors(
       params, structure, batch, times, prediction=prediction, t_min=0.05, seed=0, attend=attend, remat=remat
     )
-    return jnp.where(weight > 0, error, 0.0)
+    error = jnp.where(weight > 0, error, 0.0)
+    return jnp.sum(error), error
 
-  return errors
-
-
-def loss_and_gradients(errors, params, batch):
-  total = lambda params: jnp.sum(errors(params, batch))  # noqa: E731
-  return jax.jit(jax.value_and_grad(total))(params)
+  return jax.jit(jax.value_and_grad(errors, has_aux=True))
 
 
 def largest_difference(model, attend):
   """Loss and gradient difference between one packed row and the sum of its segments alone."""
-  segments, (_, params) = make_segments(), model
-  packed = batch_of([segments], 80)
-  alone = batch_of([[s] for s in segments], 80)
-  packed_loss, packed_gradient = loss_and_gradients(segment_errors(model, attend), params, packed)
-  alone_loss, alone_gradient = loss_and_gradients(segment_errors(model, attend), params, alone)
+  segments, (structure, params) = make_segments(), model
+  run = segment_errors(structure, attend) if attend is leaky else segment_errors(structure)
+  (packed_loss, _), packed_gradient = run(params, batch_of([segments]))
+  (alone_loss, _), alone_gradient = run(params, batch_of([[s] for s in segments]))
   worst = abs(float(packed_loss - alone_loss) / float(alone_loss))
   others = named_leaves(alone_gradient)
   for name, leaf in named_leaves(packed_gradient).items():
@@ -93,12 +93,11 @@ def test_mutant_that_attends_across_segments_fails(model):
 
 
 def test_outputs_of_each_segment_equal_those_alone(model):
-  segments, (_, params) = make_segments(), model
-  errors = jax.jit(segment_errors(model))
-  packed = errors(params, batch_of([segments], 80))
-  slot = 0
+  segments, (structure, params) = make_segments(), model
+  errors = lambda rows: segment_errors(structure)(params, batch_of(rows))[0][1]  # noqa: E731
+  packed, slot = errors([segments]), 0
   for segment in segments:
-    alone = errors(params, batch_of([[segment]], 80))[0, : segment.tokens]
+    alone = errors([[segment]])[0, : segment.tokens]
     np.testing.assert_allclose(packed[0, slot : slot + segment.tokens], alone, rtol=1e-5, atol=1e-5)
     slot += segment.tokens
 
@@ -106,12 +105,15 @@ def test_outputs_of_each_segment_equal_those_alone(model):
 @pytest.mark.parametrize(("attend", "leaks"), [(ATTEND, False), (leaky, True)])
 def test_no_gradient_crosses_segments(model, attend, leaks):
   structure, params = model
-  batch = batch_of([make_segments()], 80)
+  batch = batch_of([make_segments()])
   first = np.asarray(batch["segment"] == 1)
 
   def loss(latents):
-    errors = segment_errors(model, attend)(params, {**batch, "latents": latents})
-    return jnp.sum(jnp.where(first, errors, 0.0))
+    errors, weight, _ = dit_errors(
+      params, structure, {**batch, "latents": latents}, jnp.full((4, 4), 0.5), prediction="velocity",
+      t_min=0.05, seed=0, attend=attend, remat="none",
+    )  # fmt: skip
+    return jnp.sum(jnp.where(first & (weight > 0), errors, 0.0))
 
   gradient = np.asarray(jax.jit(jax.grad(loss))(batch["latents"]))
   assert np.any(gradient[first] != 0)
@@ -120,26 +122,25 @@ def test_no_gradient_crosses_segments(model, attend, leaks):
 
 @pytest.mark.parametrize("prediction", ["velocity", "clean"])
 def test_remat_changes_nothing(model, prediction):
-  _, params = model
-  batch = batch_of([make_segments()], 80)
+  structure, params = model
+  batch = batch_of([make_segments()])
   results = [
-    loss_and_gradients(segment_errors(model, remat=r, prediction=prediction), params, batch)
+    segment_errors(structure, remat=r, prediction=prediction)(params, batch)
     for r in ("none", "block")
   ]
-  assert float(results[0][0]) == pytest.approx(float(results[1][0]), rel=1e-6)
+  assert float(results[0][0][0]) == pytest.approx(float(results[1][0][0]), rel=1e-6)
   for a, b in zip(jax.tree.leaves(results[0][1]), jax.tree.leaves(results[1][1]), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_given_tokens_are_clean_and_cost_nothing(model):
-  _, params = model
+  structure, params = model
   segment = make_segments()[0]
   given = np.arange(len(segment.patches)) < 4
-  batch = batch_of([[Segment(**{**vars(segment), "given": given})]], 40)
-  error = np.asarray(segment_errors(model)(params, batch))[0]
-  patches = error[segment.caption_tokens : segment.tokens]
+  batch = batch_of([[Segment(**{**vars(segment), "given": given})]])
+  (_, error), gradient = segment_errors(structure, prediction="clean")(params, batch)
+  patches = np.asarray(error)[0][segment.caption_tokens : segment.tokens]
   assert np.all(patches[:4] == 0) and np.all(patches[4:] > 0)
-  gradient = jax.grad(lambda p: jnp.sum(segment_errors(model, prediction="clean")(p, batch)))(params)
   assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
 
 
@@ -149,8 +150,8 @@ def test_zero_init_predicts_nothing_and_bad_settings_are_named():
     dtype="float32", zero_init=True,
   )  # fmt: skip
   model = DiT(**settings, rngs=nnx.Rngs(0))
-  batch = batch_of([make_segments()], 80)
-  output = model(batch["latents"], jnp.ones((1, 5)), batch, attend=ATTEND, remat="none")
+  batch = batch_of([make_segments()])
+  output = nnx.jit(lambda m: m(batch["latents"], jnp.ones((4, 5)), batch, attend=ATTEND, remat="none"))(model)
   assert not np.any(output)
   for change, text in [
     (dict(dtype="float8"), "dtype='float8' is not one of"),
@@ -160,17 +161,17 @@ def test_zero_init_predicts_nothing_and_bad_settings_are_named():
     with pytest.raises(BadInput, match=text):
       DiT(**{**settings, **change}, rngs=nnx.Rngs(0))
   with pytest.raises(BadInput, match="remat='all' is not one of"):
-    model(batch["latents"], jnp.ones((1, 5)), batch, attend=ATTEND, remat="all")
+    model(batch["latents"], jnp.ones((4, 5)), batch, attend=ATTEND, remat="all")
 
 
 def test_bfloat16_compute_stays_close(model):
   structure, params = model
-  batch = batch_of([make_segments()], 80)
+  batch = batch_of([make_segments()])
   half = DiT(
     patch_dim=12, width=64, depth=2, heads=2, mlp="swiglu", mlp_ratio=4, state_width=0, vocabulary=50,
     dtype="bfloat16", zero_init=False, rngs=nnx.Rngs(0),
   )  # fmt: skip
-  run = lambda m: m(batch["latents"], jnp.full((1, 5), 0.5), batch, attend=ATTEND, remat="none")  # noqa: E731
+  run = nnx.jit(lambda m: m(batch["latents"], jnp.full((4, 5), 0.5), batch, attend=ATTEND, remat="none"))
   full = run(nnx.merge(structure, params))
   valid = np.asarray(batch["token_index"] >= 0)
   assert float(jnp.linalg.norm((run(half) - full)[valid]) / jnp.linalg.norm(full[valid])) < 0.05

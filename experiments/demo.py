@@ -1,0 +1,92 @@
+r"""The demo: from nothing to a video that follows its caption, on a laptop CPU.
+
+  make demo                                        all of it, or by hand:
+  sora data   --config=experiments/demo.py --out=runs/demo/clips
+  sora train  --config=experiments/demo.py:vae --workdir=runs/demo/vae
+  sora encode --workdir=runs/demo/vae --text=minilm --data=runs/demo/clips --out=runs/demo/latents
+  sora train  --config=experiments/demo.py:dit --workdir=runs/demo/dit
+  sora eval   --workdir=runs/demo/dit --data=runs/demo/clips --suite=adherence
+
+  sora train  --config=experiments/demo.py:debug --workdir=runs/debug      needs nothing before it
+Expected: not run yet.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+# frames, width, height, frames a second, weight
+FORMATS = ((9, 32, 32, 8.0, 0.7), (5, 48, 32, 8.0, 0.15), (1, 32, 48, 8.0, 0.15))
+
+
+def world(clips: int) -> dict:
+  """Generated clips of mixed length and shape."""
+  return dict(
+    name="physworld", seed=0, clips=clips, formats=FORMATS, held_out_fraction=0.08,
+    families=dict(drift=1.0, fall=0.0, collide=0.0, occlude=0.0, ramp=0.0),
+  )  # fmt: skip
+
+
+def vae() -> ConfigDict:
+  """Causal VAE: 4x8x8 compression, 16 channels."""
+  c = common.base(total_steps=400)
+  c.world = world(4000)
+  c.model = dict(
+    name="vae", widths=(96, 128), blocks=(1, 1), strides=((1, 4), (4, 2)), taps=2, latent_channels=16,
+    dtype="float32",
+  )  # fmt: skip
+  c.data = dict(
+    path="runs/demo/clips", frames=9, height=32, width=32, rows=16, threads=2, prefetch=4
+  )
+  c.loss = dict(kl_weight=1e-4, terms=dict(l2=1.0))
+  c.optim = common.optimizer(lr=2e-3, warmup_steps=20)
+  c.every = dict(log_steps=10, checkpoint_steps=200, evaluate_steps=100)
+  c.evaluate = dict(batches=4)
+  return c
+
+
+def dit() -> ConfigDict:
+  """Text-to-video transformer on the VAE's latents."""
+  c = common.base(total_steps=1500)
+  c.world = world(4000)
+  c.data = dict(
+    path="runs/demo/latents", slots=256, caption_slots=160, segments=16, rows=16, caption_dropout=0.1,
+    given_first_frame=0.0, threads=2, prefetch=4,
+  )  # fmt: skip
+  c.model = dict(
+    name="dit", width=192, depth=6, heads=4, patch=(1, 2, 2), mlp="swiglu", mlp_ratio=4.0, dtype="float32",
+    prediction="clean", zero_init=True, attention_backend="xla", remat="none",
+  )  # fmt: skip
+  c.diffusion = dict(
+    density=dict(name="logit_normal", mean=0.5, std=1.0, base_tokens=12, shift_exponent=0.0), t_min=0.05
+  )
+  c.optim = common.optimizer(lr=1e-3, warmup_steps=50)
+  c.every = dict(log_steps=20, checkpoint_steps=500, evaluate_steps=250)
+  c.evaluate = dict(batches=4)
+  c.sample = dict(
+    seconds=1.125, width=32, height=32, fps=8.0, steps=25, guidance=3.0, solver="euler", shift=1.0, rows=16
+  )
+  return c
+
+
+def debug() -> ConfigDict:
+  """Tiny everything: makes its own data, saves every 10 steps, logs each one."""
+  c = dit()
+  c.total_steps = 60
+  c.world.clips = 64
+  c.data.update(path="", slots=128, caption_slots=100, segments=8, rows=4)
+  c.codec = dict(name="space_to_depth", time_factor=4, space_factor=8)
+  c.codec_text = "bytes"
+  c.model.update(width=64, depth=2, heads=2)
+  c.every = dict(log_steps=1, checkpoint_steps=10, evaluate_steps=30)
+  c.evaluate.batches = 1
+  return c
+
+
+CONFIGS = {"vae": vae, "dit": dit, "debug": debug}
+
+
+def get_config(arg: str = "dit") -> ConfigDict:
+  if arg not in CONFIGS:
+    raise ValueError(f"demo.py:{arg} is not one of {sorted(CONFIGS)}")
+  return CONFIGS[arg]().lock()

@@ -1,0 +1,184 @@
+"""Config -> objects. The only reader of ConfigDict: below here plain values travel.
+
+Names choose functions through explicit tables; no code supplies a second default.
+"""
+
+from functools import partial
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data_pipeline.clips import clip_batches
+from data_pipeline.dataset import Dataset
+from data_pipeline.errors import BadInput
+from data_pipeline.loader import latent_batches
+from sora_jax.attention.registry import segment_attention
+from sora_jax.diffusion.time import make_density
+from sora_jax.evals.held_out import make_held_out_loss, make_reconstruction_score
+from sora_jax.generate.sample import Sampler
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit import RULES as DIT_RULES
+from sora_jax.models.frozen_vae import FrozenVAE
+from sora_jax.models.vae import make_codec
+from sora_jax.parallel.mesh import make_mesh, make_put
+from sora_jax.parallel.rules import REPLICATED
+from sora_jax.train.dit_loss import make_dit_loss
+from sora_jax.nn.block import mlp_hidden
+from sora_jax.train.flops import count_clips, count_packed, forward_flops
+from sora_jax.train.loop import Hook
+from sora_jax.train.optim import make_optimizer
+from sora_jax.train.session import Schedule, Task
+from sora_jax.train.vae_loss import make_vae_loss
+
+
+def build_mesh(config):
+  """The device mesh of `config.mesh`."""
+  if config.mesh.context != 1 or config.mesh.tensor != 1:
+    raise BadInput(
+      f"mesh: context={config.mesh.context}, tensor={config.mesh.tensor}: these axes are not open yet. "
+      "Set them to 1 and use data and fsdp."
+    )
+  return make_mesh(**config.mesh)
+
+
+def build_schedule(config) -> Schedule:
+  """Lengths and intervals of a run."""
+  return Schedule(
+    config.total_steps, config.every.log_steps, config.every.checkpoint_steps,
+    config.keep.checkpoints, config.keep.period_steps,
+  )  # fmt: skip
+
+
+def build_optimizer(config):
+  """The optax transformation and the decay of the parameters' average."""
+  settings = config.optim.to_dict()
+  ema_decay = settings.pop("ema_decay")
+  return make_optimizer(**settings, total_steps=config.total_steps), ema_decay
+
+
+def dit_settings(config, *, latent_channels: int, text: dict) -> dict:
+  """Arguments of `DiT` that config, VAE and text encoder decide together."""
+  pt, ph, pw = config.model.patch
+  names = ("width", "depth", "heads", "mlp", "mlp_ratio", "dtype", "zero_init")
+  return dict(
+    {name: config.model[name] for name in names}, patch_dim=latent_channels * pt * ph * pw,
+    state_width=text["width"], vocabulary=text["vocabulary"],
+  )  # fmt: skip
+
+
+def dit_structure(settings: dict):
+  """Graph of a DiT, without its parameters."""
+  return nnx.graphdef(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
+
+
+def loss_settings(config) -> dict:
+  """What loss and held-out loss share."""
+  return dict(
+    prediction=config.model.prediction, t_min=config.diffusion.t_min, seed=config.seed,
+    attend=segment_attention(config.model.attention_backend), remat=config.model.remat,
+  )  # fmt: skip
+
+
+def packed_batches(config, dataset: Dataset, cursor, *, split: str, dropout: float, given: float):
+  """The loader of `config.data` on a split."""
+  names = ("slots", "caption_slots", "segments", "rows", "threads", "prefetch")
+  return latent_batches(
+    dataset, split=split, seed=config.seed, patch=tuple(config.model.patch), caption_dropout=dropout,
+    given_first_frame=given, cursor=cursor, **{name: config.data[name] for name in names},
+  )  # fmt: skip
+
+
+def dit_task(config, dataset: Dataset, mesh) -> Task:
+  """Text-to-video training on a latent dataset."""
+  check_prediction(config)
+  text = dataset.meta["text"]
+  settings = dit_settings(config, latent_channels=dataset.latent_channels, text=text)
+  structure, shared = dit_structure(settings), loss_settings(config)
+  optimizer, ema_decay = build_optimizer(config)
+  hooks = []
+  if config.every.evaluate_steps and len(dataset.indices("held_out")):
+    held_out = packed_batches(config, dataset, None, split="held_out", dropout=0.0, given=0.0)
+    batches = [make_put(mesh)(b) for b in islice(held_out, config.evaluate.batches)]
+    score = make_held_out_loss(structure, batches, **shared)
+    hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
+  return Task(
+    init=lambda: nnx.state(DiT(**settings, rngs=nnx.Rngs(config.seed))),
+    loss=make_dit_loss(structure, make_density(**config.diffusion.density), **shared),
+    optimizer=optimizer, ema_decay=ema_decay, rules=DIT_RULES,
+    batches=lambda cursor: packed_batches(
+      config, dataset, cursor, split="train", dropout=config.data.caption_dropout,
+      given=config.data.given_first_frame,
+    ),
+    count=partial(count_packed, **flop_settings(settings)), hooks=hooks,
+    dataset_fingerprint=dataset.fingerprint,
+  )  # fmt: skip
+
+
+def check_prediction(config):
+  """Raises BadInput for what a network cannot predict."""
+  if config.model.prediction not in ("clean", "velocity"):
+    raise BadInput(f"dit: prediction={config.model.prediction!r} is not one of ['clean', 'velocity'].")
+
+
+def flop_settings(settings: dict) -> dict:
+  """Arguments of `dit_forward_flops`."""
+  names = ("width", "depth", "patch_dim", "state_width")
+  hidden = mlp_hidden(settings["width"], settings["mlp_ratio"], settings["mlp"])
+  return dict(
+    {name: settings[name] for name in names}, hidden=hidden, gated=settings["mlp"] == "swiglu"
+  )
+
+
+def vae_task(config, dataset: Dataset, mesh) -> Task:
+  """VAE training on a clip dataset."""
+  codec = config.model.to_dict()
+  structure = nnx.graphdef(nnx.eval_shape(lambda: make_codec(codec, seed=0)))
+  terms = dict(kl_weight=config.loss.kl_weight, terms=config.loss.terms.to_dict())
+  loss = make_vae_loss(structure, seed=config.seed, **terms)
+  optimizer, ema_decay = build_optimizer(config)
+  batches = partial(clips_of, config, dataset)
+  hooks = []
+  if config.every.evaluate_steps and len(dataset.indices("held_out")):
+    kept = [make_put(mesh)(b) for b in islice(batches(None, split="held_out"), config.evaluate.batches)]
+    score = make_reconstruction_score(kept, loss)
+    hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
+  return Task(
+    init=lambda: nnx.state(make_codec(codec, seed=config.seed)), loss=loss, optimizer=optimizer,
+    ema_decay=ema_decay, rules=REPLICATED, batches=batches,
+    count=partial(count_clips, **clip_cost(codec, config.data)), hooks=hooks,
+    dataset_fingerprint=dataset.fingerprint,
+  )  # fmt: skip
+
+
+def clips_of(config, dataset: Dataset, cursor, *, split: str = "train"):
+  """The loader of a VAE's clips: windows of one shape."""
+  names = ("rows", "frames", "height", "width", "threads", "prefetch")
+  settings = {name: config.data[name] for name in names}
+  return clip_batches(dataset, split=split, seed=config.seed, cursor=cursor, **settings)
+
+
+def clip_cost(codec: dict, data) -> dict:
+  """Arguments of `count_clips`: a training step costs three passes of encoder and decoder."""
+  model = nnx.eval_shape(lambda: make_codec(codec, seed=0))
+  structure, params = nnx.split(model)
+  video = jax.ShapeDtypeStruct((1, data.frames, data.height, data.width, 3), jnp.float32)
+
+  def forward(params, video):
+    codec = nnx.merge(structure, params)
+    return codec.decode(codec.encode(video)[0])
+
+  latents = 1 + (data.frames - 1) // model.time_factor
+  tokens = latents * (data.height // model.space_factor) * (data.width // model.space_factor)
+  return dict(flops_per_clip=3 * forward_flops(forward, params, video), tokens_per_clip=tokens)
+
+
+def build_sampler(config, params, vae: FrozenVAE, text: dict) -> Sampler:
+  """Sampler of a trained DiT."""
+  structure = dit_structure(dit_settings(config, latent_channels=vae.latent_channels, text=text))
+  return Sampler(
+    structure, params, patch=config.model.patch, latent_channels=vae.latent_channels,
+    state_width=text["width"], prediction=config.model.prediction, t_min=config.diffusion.t_min,
+    attend=segment_attention(config.model.attention_backend),
+  )  # fmt: skip

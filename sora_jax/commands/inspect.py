@@ -1,0 +1,57 @@
+"""`sora inspect`: what is in a run or in a dataset."""
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.errors import BadInput
+from data_pipeline.packing import PackSettings, plan_epoch
+from sora_jax.commands.inspect_data import describe_dataset, print_dataset
+from sora_jax.commands.inspect_run import describe_run
+from sora_jax.commands.options import make_parser
+from sora_jax.commands.progress import say
+
+
+def parser():
+  p = make_parser(
+    "inspect", "Shows step, counters, hashes and config of a run, or counts and pack efficiency of a dataset.",
+    """
+    sora inspect --workdir=runs/demo/dit --json
+    sora inspect --data=runs/demo/latents --slots=256 --rows=16 --ranks=4 --json
+    """,
+  )  # fmt: skip
+  where = p.add_mutually_exclusive_group(required=True)
+  where.add_argument("--workdir", help="run of sora train")
+  where.add_argument("--data", help="dataset of clip or latent records")
+  p.add_argument("--slots", type=int, default=0, help="token slots a row: also packs the train split")
+  p.add_argument("--ranks", type=int, default=1, help="data-parallel ranks for the imbalance (default 1)")
+  p.add_argument("--rows", type=int, default=0, help="rows a step (default: one a rank)")
+  p.add_argument("--patch", type=int, nargs=3, default=(1, 2, 2), metavar=("T", "H", "W"))
+  return p
+
+
+def run(args) -> dict:
+  if args.workdir:
+    facts = describe_run(args.workdir)
+    if not args.json:
+      for key in ("step", "tokens_seen", "clips_seen", "parameters", "params_sha256", "ema_sha256", "opt_sha256"):
+        say(f"{key:14} {facts[key]}")
+    return facts
+  facts = describe_dataset(args.data)
+  if args.slots:
+    facts |= describe_packing(args)
+  if not args.json:
+    print_dataset(facts)
+  return facts
+
+
+def describe_packing(args) -> dict:
+  """Packs one epoch of the train split and tells how well the bins are filled and balanced."""
+  if args.ranks < 1 or args.slots < 1:
+    raise BadInput(f"inspect: --slots={args.slots}, --ranks={args.ranks} must be positive.")
+  dataset = Dataset.open(args.data, kind="latent")
+  settings = PackSettings(
+    slots=args.slots, caption_slots=args.slots, segments=args.slots, rows=args.rows or args.ranks,
+    patch=tuple(args.patch), caption_dropout=0.0,
+  )  # fmt: skip
+  plan = plan_epoch(
+    dataset.index, dataset.indices("train"), settings, seed=0, epoch=0, dataset=dataset.fingerprint
+  )
+  return {"fill": plan.fill, "imbalance": plan.imbalance(args.ranks), "steps": plan.steps}

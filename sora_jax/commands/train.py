@@ -1,0 +1,140 @@
+"""`sora train`: trains a VAE or a DiT in a workdir; run again, it resumes by itself."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from data_pipeline import hashing
+from data_pipeline.dataset import Dataset
+from data_pipeline.errors import BadInput
+from sora_jax import build
+from sora_jax.commands.data import make_world
+from sora_jax.commands.encode import encode_dataset
+from sora_jax.commands.options import make_parser
+from sora_jax.commands.progress import say
+from sora_jax.generate.encode import encode_clips
+from sora_jax.models.frozen_vae import FrozenVAE, latent_statistics, save_frozen_vae
+from sora_jax.models.text.registry import load_text_encoder
+from sora_jax.models.vae import CODECS, make_codec
+from sora_jax.train.session import train
+
+STATISTICS_CLIPS = 256  # training clips that the latents' mean and std are measured on
+
+
+def parser():
+  p = make_parser(
+    "train", "Trains what the config describes. An existing workdir is resumed.",
+    """
+    sora train --config=experiments/demo.py:debug --workdir=runs/debug
+    sora train --config=experiments/demo.py:dit --workdir=runs/demo/dit --config.total_steps=2000
+    """, config=True,
+  )  # fmt: skip
+  p.add_argument("--workdir", required=True, help="folder of the run")
+  return p
+
+
+def run(args) -> dict:
+  config, workdir = args.config, Path(args.workdir)
+  make_workdir(workdir)
+  is_dit = config.model.name == "dit"
+  if not is_dit and config.model.name not in CODECS:
+    raise BadInput(f"train: model.name={config.model.name!r} is not one of {['dit', *sorted(CODECS)]}.")
+  mesh = build.build_mesh(config)
+  dataset = open_data(config, workdir, kind="latent" if is_dit else "clip")
+  if is_dit:
+    keep_frozen(dataset, workdir)
+  with jax.set_mesh(mesh):
+    task = (build.dit_task if is_dit else build.vae_task)(config, dataset, mesh)
+    state, progress = train(
+      task, workdir, json.loads(config.to_json()), build.build_schedule(config), mesh,
+      init_from=config.init_from, init_weights=config.init_weights,
+    )  # fmt: skip
+  if not is_dit:
+    export_vae(config, state.ema, dataset, workdir)
+  return {
+    "workdir": str(workdir), "step": int(state.step), "tokens_seen": progress.tokens_seen,
+    "clips_seen": progress.clips_seen,
+  }  # fmt: skip
+
+
+def make_workdir(workdir: Path) -> None:
+  """Makes the folder, or says in one line why that cannot be."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f".probe.{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise BadInput(f"train: --workdir={workdir} cannot be written ({error.strerror}). Name another.") from error
+
+
+def open_data(config, workdir: Path, *, kind: str) -> Dataset:
+  """The dataset of `config.data.path`; an empty path makes one in the workdir from `config.world`."""
+  if config.data.path:
+    return Dataset.open(config.data.path, kind=kind)
+  clips = make_world(config.world.to_dict(), workdir / "data" / "clips")
+  if kind == "clip":
+    return clips
+  codec = config.codec.to_dict()
+  params = nnx.state(make_codec(codec, seed=config.seed))
+  vae = FrozenVAE(codec, params, measure_statistics(codec, params, clips))
+  encoder = load_text_encoder(config.codec_text)
+  return encode_dataset(
+    clips, vae, encoder, workdir / "data" / "latents", rows=16, patch_side=config.model.patch[1], captions=4
+  )
+
+
+def measure_statistics(codec: dict, params, clips: Dataset) -> dict:
+  """Mean and std of each latent channel over some training clips, chosen by hash."""
+  channels = nnx.eval_shape(lambda: make_codec(codec, seed=0)).latent_channels
+  plain = FrozenVAE(codec, params, {"mean": np.zeros(channels), "std": np.ones(channels)})
+  rows = clips.indices("train")
+  chosen = rows[hashing.permutation(len(rows), 0)][:STATISTICS_CLIPS]
+  videos = ((int(row), clips.read(int(row)).video) for row in chosen)
+  encoded = encode_clips(plain, videos, rows=16, patch_side=1)
+  return latent_statistics(item.latent for item in encoded)
+
+
+def export_vae(config, params, clips: Dataset, workdir: Path) -> None:
+  """Keeps the trained codec in `frozen/vae` of its workdir: what `sora encode` reads."""
+  params = jax.tree.map(np.asarray, params)
+  codec = config.model.to_dict()
+  statistics = measure_statistics(codec, params, clips)
+  mark = save_frozen_vae(
+    workdir / "frozen" / "vae", config=json.loads(json.dumps(codec)), params=params, statistics=statistics
+  )
+  say(f"train: VAE kept in {workdir / 'frozen' / 'vae'} ({mark[:12]})")
+
+
+def keep_frozen(dataset: Dataset, workdir: Path) -> None:
+  """Copies the VAE and text encoder of a latent dataset into the run, so that it samples alone.
+
+  Raises:
+    BadInput: the run holds another VAE or text encoder already (it began on another dataset).
+  """
+  for part in ("vae", "text"):
+    source, target = dataset.path / part, workdir / "frozen" / part
+    if target.exists():
+      if (source / "config.json").read_bytes() != (target / "config.json").read_bytes():
+        raise BadInput(
+          f"train: {target} is not the {part} of {dataset.path}: the run began on another dataset. "
+          "Use a new --workdir, or set data.path back."
+        )
+      continue
+    partial = target.with_name(f"{part}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=_link)
+    partial.rename(target)
+
+
+def _link(source, target):
+  """A hard link where the file system has them, else a copy."""
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copy2(source, target)

@@ -1,0 +1,156 @@
+"""Text to latents: follows the flow with guidance, for a group of samples of one shape.
+
+Each row holds a sample twice, as two segments: with its caption and with the negative (or no) caption,
+so that one call of the network gives both halves of the guidance.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipeline.tokens import Segment, pack_row, stack_rows, token_count, unpatchify
+from sora_jax.diffusion.guidance import classifier_free_guidance
+from sora_jax.diffusion.noise import token_normal
+from sora_jax.diffusion.objective import predicted_velocity
+from sora_jax.diffusion.samplers import integrate, time_grid
+from sora_jax.nn.gather import gather_rows
+
+CAPTION_STEP = 16  # caption slots grow by this, so that few shapes are compiled
+
+
+class Shape(NamedTuple):
+  """What a sample looks like: latent frames, rows, columns, and frames a second of its pixels."""
+
+  f: int
+  h: int
+  w: int
+  fps: float
+
+
+class Caption(NamedTuple):
+  """Token ids [m] and, if the encoder has them, token states [m,k]. None in place of it: no caption."""
+
+  ids: np.ndarray
+  states: np.ndarray | None
+
+
+class Settings(NamedTuple):
+  """How to sample.
+
+  Attributes:
+    steps: of the solver; a Heun step asks the network twice.
+    guidance: scale s of u + s(c - u); 1 uses the caption alone.
+    solver: "euler" or "heun".
+    alpha: shift of the times towards noise, 1 for none.
+    seed: of the noise.
+  """
+
+  steps: int
+  guidance: float
+  solver: str
+  alpha: float
+  seed: int
+
+
+class Sampler:
+  """A trained DiT and how its outputs are read.
+
+  Args:
+    structure, params: of `nnx.split(dit)`.
+    patch: (pt, ph, pw); `latent_channels`: c of the VAE.
+    state_width: k of the text encoder, 0 for token ids alone.
+    prediction: "clean" or "velocity"; `t_min` its clamp.
+    attend: `segment_attention` of a backend.
+  """
+
+  def __init__(
+    self, structure, params, *, patch, latent_channels, state_width, prediction, t_min, attend
+  ):
+    self.params, self.patch, self.state_width = params, tuple(patch), state_width
+    self.latent_channels = latent_channels
+    self.patch_dim = latent_channels * int(np.prod(patch))
+    run = partial(
+      _sample, structure, prediction=prediction, t_min=t_min, attend=attend, patch_dim=self.patch_dim
+    )
+    self._run = jax.jit(run, static_argnames=("guided", "solver", "seed"))
+
+  def __call__(self, captions, negatives, draws, shape: Shape, settings: Settings) -> np.ndarray:
+    """Latents [samples,f,h,w,c] for captions; equal (seed, draw) give equal noise.
+
+    Args:
+      captions: a `Caption` each.
+      negatives: a `Caption` each to guide away from, or None for no caption.
+      draws: integers that tell samples of one seed apart.
+    """
+    batch = self._rows(captions, negatives, draws, shape)
+    times = time_grid(settings.steps, settings.alpha)
+    patches = self._run(
+      self.params, batch, times, jnp.float32(settings.guidance), guided=settings.guidance != 1.0,
+      solver=settings.solver, seed=settings.seed,
+    )  # fmt: skip
+    count = token_count(shape[:3], self.patch)
+    return np.stack([unpatchify(row[:count], shape[:3], self.patch) for row in np.asarray(patches)])
+
+  def _rows(self, captions, negatives, draws, shape: Shape) -> dict:
+    """Packs every sample twice into a row of its own: segment 1 has the caption, segment 2 the negative."""
+    patches = token_count(shape[:3], self.patch)
+    pairs = [
+      (self._segment(c, d, patches, shape), self._segment(n, d, patches, shape))
+      for c, n, d in zip(captions, negatives, draws, strict=True)
+    ]
+    longest = max(sum(segment.caption_tokens for segment in pair) for pair in pairs)
+    caption_slots = -(-longest // CAPTION_STEP) * CAPTION_STEP
+    rows = [
+      pack_row(
+        pair, slots=caption_slots + 2 * patches, caption_slots=caption_slots, segments_per_row=2
+      )
+      for pair in pairs
+    ]
+    batch = stack_rows(rows)
+    del batch["segment_record"]
+    return batch
+
+  def _segment(self, caption: Caption | None, draw: int, patches: int, shape: Shape) -> Segment:
+    empty = np.zeros((0, self.state_width), np.float32) if self.state_width else None
+    caption = caption or Caption(np.zeros(0, np.int32), empty)
+    return Segment(
+      patches=np.zeros((patches, self.patch_dim), np.float32), shape=tuple(shape[:3]), patch=self.patch,
+      fps=shape.fps, text_ids=caption.ids, text_states=caption.states, draw=draw,
+    )  # fmt: skip
+
+
+def slots_of_patches(batch, segment: int):
+  """Slot of each patch of a row's segment [b,n], in patch order; -1 beyond the segment's patches."""
+  inside = (batch["segment"] == segment) & (batch["token_index"] >= 0)
+  n = inside.shape[1]
+  first = jnp.argmax(inside, axis=1)[:, None]
+  index = jnp.arange(n)[None]
+  return jnp.where(index < jnp.sum(inside, 1)[:, None], first + index, -1)
+
+
+def _sample(
+  structure, params, batch, times, guidance, *, guided, solver, seed, prediction, t_min, attend, patch_dim
+):
+  """Integrates z [b,n,p], whose entry j is patch j of the row's sample (zeros beyond the last)."""
+  model = nnx.merge(structure, params)
+  with_caption, without = slots_of_patches(batch, 1), slots_of_patches(batch, 2)
+
+  def velocity(z, t):
+    placed = gather_rows(z, batch["token_index"])
+    levels = jnp.full((z.shape[0], 3), t, jnp.float32).at[:, 0].set(0.0)
+    output = model(placed, levels, batch, attend=attend, remat="none")
+    at = jnp.full(placed.shape[:2], t, jnp.float32)
+    v = predicted_velocity(prediction, output, placed, at, t_min)
+    conditional = gather_rows(v, with_caption)
+    if not guided:
+      return conditional
+    return classifier_free_guidance(conditional, gather_rows(v, without), guidance)
+
+  noise = token_normal(
+    seed, "sample", batch["draw"], batch["segment"], batch["token_index"], patch_dim
+  )
+  return integrate(solver, velocity, gather_rows(noise, with_caption), times)

@@ -1,0 +1,52 @@
+"""Model FLOPs of a batch, counted on the host: useful work only, neither padding nor cross-segment attention.
+
+A multiply-add is two FLOPs; a training step costs three forward passes (remat is not counted).
+Source: Kaplan et al. 2020, arXiv:2001.08361, sec. 2.1, with attention by Σ segment².
+"""
+
+import jax
+import numpy as np
+
+from sora_jax.train.metrics import Counts
+
+
+def dit_forward_flops(
+  patches: float, captions: float, squares: float, *, width: int, depth: int, hidden: int, gated: bool,
+  patch_dim: int, state_width: int,
+) -> float:  # fmt: skip
+  """One forward pass of the DiT.
+
+  Args:
+    patches, captions: tokens of each kind.
+    squares: Σ (tokens of a segment)².
+    hidden: width of the MLP's inner layer; `gated` if it has two of them (SwiGLU).
+    state_width: k; 0 when caption tokens are looked up.
+  """
+  linear = depth * (4 * width**2 + (3 if gated else 2) * width * hidden)
+  attention = depth * 2 * width * squares  # q·k and weights·v
+  ends = patches * 2 * width * patch_dim + captions * width * state_width
+  return 2 * (linear * (patches + captions) + attention + ends)
+
+
+def count_packed(batch: dict[str, np.ndarray], **settings) -> Counts:
+  """What a packed batch holds; `settings` are those of `dit_forward_flops`."""
+  rows, slots = batch["segment"].shape
+  size = batch["draw"].shape[1] + 1
+  flat = batch["segment"] + size * np.arange(rows)[:, None]
+  lengths = np.bincount(flat.ravel(), minlength=rows * size).reshape(rows, size)[:, 1:]
+  patches = int(np.sum(batch["token_index"] >= 0))
+  captions = int(np.sum(batch["text_index"] >= 0))
+  squares = float(np.sum(lengths.astype(np.float64) ** 2))
+  flops = 3 * dit_forward_flops(patches, captions, squares, **settings)
+  return Counts(tokens=patches + captions, clips=int(np.sum(lengths > 0)), flops=flops)
+
+
+def forward_flops(function, *shapes) -> float:
+  """FLOPs of a function without loops, as XLA counts them before it compiles (nothing runs)."""
+  return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
+
+
+def count_clips(batch: dict[str, np.ndarray], *, flops_per_clip: float, tokens_per_clip: int) -> Counts:
+  """What a VAE batch holds: equal windows, so each costs the same; its tokens are latent positions."""
+  clips = len(batch["video"])
+  return Counts(tokens=clips * tokens_per_clip, clips=clips, flops=clips * flops_per_clip)

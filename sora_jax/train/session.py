@@ -1,0 +1,156 @@
+"""One training session: restores or starts, trains, saves; what it trains is a `Task`."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from data_pipeline.errors import BadInput
+from sora_jax.parallel.mesh import make_put
+from sora_jax.parallel.rules import Rules, named_leaves
+from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.events import Events
+from sora_jax.train.loop import Hook, fit
+from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
+from sora_jax.train.resume import check_resume, run_facts
+from sora_jax.train.state import Progress, State, abstract_state, init_state, state_shardings
+from sora_jax.train.step import make_step
+from sora_jax.train.stop import Sigterm
+
+
+class Task(NamedTuple):
+  """What a session trains.
+
+  Attributes:
+    init: makes the parameter tree; traced under jit.
+    loss: `(params, frozen, batch) -> (loss, metrics)`.
+    optimizer, ema_decay, rules: of optax; of the average; sharding of the parameters.
+    batches: cursor or None -> endless iterator with `cursor` and `fingerprint`.
+    count: host batch -> `Counts`.
+    hooks: evaluations.
+    dataset_fingerprint: of the data trained on.
+  """
+
+  init: Callable[[], Any]
+  loss: Callable
+  optimizer: Any
+  ema_decay: float
+  rules: Rules
+  batches: Callable[[dict | None], Any]
+  count: Callable[[dict], Counts]
+  hooks: Sequence[Hook]
+  dataset_fingerprint: str
+
+
+class Schedule(NamedTuple):
+  """How long, how often, and what is kept."""
+
+  total_steps: int
+  log_steps: int
+  checkpoint_steps: int
+  keep_checkpoints: int
+  keep_period_steps: int
+
+
+def read_weights(source: str, which: str) -> dict[str, Any]:
+  """Parameters of another run by path name, as numpy arrays.
+
+  Args:
+    source: "RUN@STEP", or "RUN" for its newest checkpoint.
+    which: "ema" or "params".
+  Raises:
+    BadInput: no such run, step or kind of weights.
+  """
+  run, _, step = source.partition("@")
+  folder = Path(run) / "checkpoints"
+  if which not in ("ema", "params"):
+    raise BadInput(f"init_from: init_weights={which!r} is not one of ['ema', 'params'].")
+  if not folder.is_dir() or (step and not step.isdigit()):
+    raise BadInput(f"init_from: {source!r} names no run with checkpoints. Give RUN or RUN@STEP.")
+  with Checkpoints(folder, read_only=True) as checkpoints:
+    latest = checkpoints.latest_step()
+    if latest is None or (step and not (folder / step).is_dir()):
+      raise BadInput(f"init_from: {source!r} is not saved in {folder} (newest: {latest}).")
+    return named_leaves(checkpoints.read(int(step) if step else latest, parts=(which,))[which])
+
+
+def replace_params(params, weights: dict[str, Any], source: str):
+  """The tree of `params` with the values of `weights`, which must have the same names and shapes."""
+  wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(params).items()}
+  found = {name: tuple(leaf.shape) for name, leaf in weights.items()}
+  for name in sorted(wanted.keys() | found.keys()):
+    if wanted.get(name) != found.get(name):
+      raise BadInput(
+        f"init_from: {source!r} holds {name}={found.get(name)}, this model has {wanted.get(name)}. "
+        "Start from a run of the same model, or set init_from=''."
+      )
+  order = iter(named_leaves(params).items())
+  by_leaf = {id(leaf): weights[name] for name, leaf in order}
+  return jax.tree.map(lambda leaf: jnp.asarray(by_leaf[id(leaf)], leaf.dtype), params)
+
+
+def start_state(task: Task, mesh, places: State, init_from: str, init_weights: str) -> State:
+  """A state at step 0: fresh parameters, or those of another run; the optimiser is always fresh."""
+  if not init_from:
+    return jax.jit(lambda: init_state(task.init(), task.optimizer), out_shardings=places)()
+  params = replace_params(jax.jit(task.init)(), read_weights(init_from, init_weights), init_from)
+  return jax.jit(lambda p: init_state(p, task.optimizer), out_shardings=places)(params)
+
+
+def train(
+  task: Task, workdir: Path, config: dict, schedule: Schedule, mesh, *, init_from: str, init_weights: str
+) -> tuple[State, Progress]:
+  """Trains `task` in `workdir` to `schedule.total_steps`; goes on where an earlier session ended.
+
+  Args:
+    config: resolved, as plain values: kept in the workdir and in every checkpoint.
+    init_from: see `read_weights`; read when the workdir has no checkpoint yet.
+  Returns:
+    The last state and its progress.
+  Raises:
+    BadInput: the workdir is of another config or another dataset.
+    Stop: not finite, disk full, or preempted (see `stop.py`).
+  """
+  shapes = jax.eval_shape(lambda: init_state(task.init(), task.optimizer))
+  places = state_shardings(shapes, task.rules, mesh)
+  with Events(workdir) as events, Sigterm() as stop, Checkpoints(
+    workdir / "checkpoints", max_to_keep=schedule.keep_checkpoints,
+    keep_period=schedule.keep_period_steps or None, events=events,
+  ) as checkpoints:  # fmt: skip
+    step = checkpoints.latest_step()
+    cursor = None if step is None else checkpoints.describe(step)[0].cursor
+    batches = task.batches(cursor)
+    facts = run_facts(
+      config, dataset_fingerprint=task.dataset_fingerprint, plan_fingerprint=batches.fingerprint
+    )
+    if step is None:
+      state = start_state(task, mesh, places, init_from, init_weights)
+      progress = Progress(dict(batches.cursor))
+    else:
+      warn_changes(check_resume(checkpoints.describe(step)[1], facts), events)
+      state, progress, _ = checkpoints.restore(step, abstract_state(shapes, places))
+      events("resume", step=step)
+    (workdir / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    cut_back(workdir, int(state.step))
+    step_fn = jax.jit(
+      make_step(task.loss, task.optimizer, ema_decay=task.ema_decay),
+      donate_argnums=0, out_shardings=(places, None),
+    )  # fmt: skip
+    with MetricsWriter(workdir, total_steps=schedule.total_steps, step=int(state.step)) as report:
+      return fit(
+        state, {}, batches, step_fn, total_steps=schedule.total_steps, log_steps=schedule.log_steps,
+        save_steps=schedule.checkpoint_steps, put=make_put(mesh), count=task.count, report=report,
+        save=lambda n, state, progress: checkpoints.save(n, state, progress, facts),
+        progress=progress, hooks=task.hooks, stop=stop, events=events,
+      )  # fmt: skip
+
+
+def warn_changes(warnings: list[str], events) -> None:
+  """Says on stderr, and in the events, what changed since the checkpoint."""
+  for line in warnings:
+    print(f"train: {line}", file=sys.stderr)
+    events("warning", text=line)
