@@ -1,0 +1,124 @@
+"""The optimiser against the papers' formulas, written out in numpy and float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipeline.errors import BadInput
+from sora_jax.train.optim import advance, decay_mask, ema_update, make_optimizer, make_schedule
+from sora_jax.train.state import init_state
+
+
+def adamw(x, gradients, *, lr, b1, b2, eps, decay):
+  """Loshchilov & Hutter 2019, algorithm 2, with a constant schedule multiplier."""
+  m = v = np.zeros_like(x)
+  for t, g in enumerate(gradients, 1):
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    x = x - lr * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + decay * x)
+  return x
+
+
+def test_adamw_decays_kernels_and_not_biases():
+  random = np.random.RandomState(0)
+  kernel, bias = random.randn(3, 4), random.randn(4)
+  gradients = [(random.randn(3, 4), random.randn(4)) for _ in range(5)]
+  constants = dict(lr=0.1, b1=0.9, b2=0.95, eps=1e-8)
+  optimizer = make_optimizer(**constants, weight_decay=0.5, clip_norm=None)
+  state = init_state({"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}, optimizer)
+  step = jax.jit(lambda state, g: advance(state, g, optimizer, ema_decay=0.9)[0])
+  for g_kernel, g_bias in gradients:
+    state = step(state, {"kernel": jnp.float32(g_kernel), "bias": jnp.float32(g_bias)})
+  expected = adamw(kernel, [g for g, _ in gradients], decay=0.5, **constants)
+  np.testing.assert_allclose(state.params["kernel"], expected, rtol=2e-5, atol=1e-6)
+  expected = adamw(bias, [g for _, g in gradients], decay=0.0, **constants)
+  np.testing.assert_allclose(state.params["bias"], expected, rtol=2e-5, atol=1e-6)
+  assert int(state.step) == 5
+
+
+def test_the_layer_axis_of_stacked_blocks_is_not_counted():
+  tree = {
+    "blocks": {"norm": {"scale": jnp.zeros((12, 8))}, "qkv": {"kernel": jnp.zeros((12, 8, 8))}},
+    "levels": {"blocks": {"0": {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}}},
+    "null": jnp.zeros(8),
+  }
+  assert decay_mask(tree) == {
+    "blocks": {"norm": {"scale": False}, "qkv": {"kernel": True}},
+    "levels": {"blocks": {"0": {"kernel": True, "bias": False}}},
+    "null": False,
+  }
+
+
+def test_gradient_norm_is_before_clipping_and_clipping_works():
+  optimizer = make_optimizer(lr=1.0, clip_norm=1.0, b1=0.0, b2=0.0, eps=1.0)
+  state = init_state({"a": jnp.zeros(2), "b": jnp.zeros(())}, optimizer)
+  gradients = {"a": jnp.array([2.0, 3.0]), "b": jnp.array(6.0)}
+  step = jax.jit(lambda state, g: advance(state, g, optimizer, ema_decay=0.0))
+  state, metrics = step(state, gradients)
+  assert float(metrics["grad_norm"]) == pytest.approx(7.0)
+  clipped = np.array([2.0, 3.0]) / 7.0
+  np.testing.assert_allclose(state.params["a"], -clipped / (clipped + 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "step, expected",
+  # warm-up in 4 steps, then half a cosine over 60: cos(pi/3) = 1/2 at a third, 0 at the half
+  [(0, 0.25), (3, 1.0), (4, 1.0), (24, 0.1 + 0.9 * 0.75), (34, 0.55), (64, 0.1), (99, 0.1)],
+)
+def test_cosine(step, expected):
+  rate = make_schedule(lr=2.0, schedule="cosine", warmup_steps=4, total_steps=64, min_lr_ratio=0.1)
+  assert float(rate(step)) == pytest.approx(2.0 * expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  "step, expected", [(0, 0.1), (9, 1.0), (79, 1.0), (80, 1.0), (90, 0.6), (100, 0.2), (200, 0.2)]
+)
+def test_warmup_stable_decay(step, expected):
+  rate = make_schedule(
+    lr=3.0, schedule="wsd", warmup_steps=10, total_steps=100, decay_steps=20, min_lr_ratio=0.2
+  )
+  assert float(rate(step)) == pytest.approx(3.0 * expected, rel=1e-5)
+
+
+def test_constant_needs_no_length():
+  rate = make_schedule(lr=0.5)
+  assert [float(rate(step)) for step in (0, 10**6)] == [0.5, 0.5]
+
+
+def test_ema_is_the_weighted_sum():
+  values = [1.0, 5.0, -2.0, 4.0]
+  ema, expected = jnp.zeros(()), 0.0
+  for step, value in enumerate(values):
+    keep = min(0.3, (1 + step) / (10 + step))
+    expected = keep * expected + (1 - keep) * value
+    ema = ema_update(ema, jnp.bfloat16(value), 0.3, step)
+  assert ema.dtype == jnp.float32
+  assert float(ema) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  "settings, text",
+  [
+    (dict(name="adam"), "name='adam' is not one of adamw"),
+    (dict(schedule="linear"), "schedule='linear' is not one of constant, cosine, wsd"),
+    (dict(lr=0.0), "lr=0.0, .* must be positive"),
+    (dict(schedule="cosine", warmup_steps=50, total_steps=50), "does not fit into total_steps=50"),
+    (dict(schedule="wsd", decay_steps=60, total_steps=50), "does not fit into total_steps=50"),
+  ],
+)
+def test_bad_settings(settings, text):
+  with pytest.raises(BadInput, match=text):
+    make_optimizer(**({"lr": 1e-3} | settings))
+
+
+def test_the_average_shares_no_buffer_with_the_parameters():
+  optimizer = make_optimizer(lr=1e-3)
+  params = {"kernel": jnp.ones((2, 2))}
+  step = jax.jit(
+    lambda state: advance(state, state.params, optimizer, ema_decay=0.9)[0], donate_argnums=0
+  )
+  for state in (init_state(params, optimizer), jax.jit(lambda p: init_state(p, optimizer))(params)):
+    ema = state.ema["kernel"]
+    assert ema.unsafe_buffer_pointer() != state.params["kernel"].unsafe_buffer_pointer()
+    step(state._replace(params={"kernel": jnp.copy(params["kernel"])}))  # donates both
+    assert ema.is_deleted()

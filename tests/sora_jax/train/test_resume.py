@@ -1,0 +1,205 @@
+"""What may change on resume; and kill -9, three times, to the same last bit."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_pipeline.errors import BadInput
+from sora_jax.commands.inspect_run import describe_run
+from sora_jax.train.metrics import read_metrics
+from sora_jax.train.resume import check_resume, run_facts
+
+CONFIG = {
+  "total_steps": 100,
+  "data": {"slots": 4096, "rows": 8},
+  "model": {"width": 64, "patch": (1, 2, 2), "remat": "none"},
+  "optim": {"lr": 1e-3, "schedule": "cosine"},
+  "mesh": {"data": -1, "fsdp": 1},
+  "every": {"log_steps": 10},
+}
+FACTS = dict(dataset_fingerprint="d1", plan_fingerprint="p1")
+
+
+def changed(**flat):
+  config = copy.deepcopy(CONFIG)
+  for name, value in flat.items():
+    *groups, key = name.split("__")
+    place = config
+    for group in groups:
+      place = place[group]
+    place[key] = value
+  return run_facts(config, **FACTS)
+
+
+def test_the_same_run_resumes_silently():
+  saved = run_facts(CONFIG, **FACTS)
+  assert check_resume(saved, changed(model__patch=[1, 2, 2])) == []  # JSON knows no tuples
+
+
+def test_where_and_how_often_may_change():
+  now = changed(mesh__fsdp=4, every__log_steps=1, model__remat="full")
+  assert check_resume(run_facts(CONFIG, **FACTS), now) == []
+
+
+def test_what_is_learnt_may_not_and_every_change_is_listed():
+  text = (
+    "resume: data.slots: 4096 in the checkpoint, 8192 now; optim.lr: 0.001 in the checkpoint,"
+    " 0.002 now. Use a new --workdir, or set data.slots=4096, optim.lr=0.001."
+  )
+  now = changed(data__slots=8192, optim__lr=2e-3, total_steps=9)
+  with pytest.raises(BadInput) as caught:
+    check_resume(run_facts(CONFIG, **FACTS), now)
+  assert str(caught.value) == text
+
+
+def test_a_new_setting_counts_as_a_change():
+  with pytest.raises(BadInput, match="model.new: absent in the checkpoint, 1 now"):
+    check_resume(run_facts(CONFIG, **FACTS), changed(model__new=1))
+
+
+@pytest.mark.parametrize("key, what", [("dataset", "dataset"), ("plan", "pack plan")])
+def test_another_dataset_or_plan_is_refused(key, what):
+  key = f"{key}_fingerprint"
+  with pytest.raises(BadInput, match=rf"{key}=x1 is not the checkpoint's .1 \(another {what}\)"):
+    check_resume(run_facts(CONFIG, **FACTS), run_facts(CONFIG, **(FACTS | {key: "x1"})))
+
+
+def test_longer_training_moves_a_cosine_and_says_so():
+  (warning,) = check_resume(run_facts(CONFIG, **FACTS), changed(total_steps=200))
+  assert "total_steps=200 was 100, so the learning rate of the cosine schedule differs" in warning
+
+
+def test_another_environment_is_named():
+  now = run_facts(CONFIG, **FACTS)
+  saved = copy.deepcopy(now)
+  saved["environment"]["jaxlib"] = "0.0.1"
+  (warning,) = check_resume(saved, now)
+  assert "jaxlib: '0.0.1' before" in warning and "not bit for bit" in warning
+
+
+# Imports once, then runs one child process for each workdir that it reads from stdin.
+PROGRAM = """
+import os, sys, time, traceback, warnings
+import jax, jax.numpy as jnp, numpy as np
+from sora_jax.parallel.mesh import make_mesh, make_put
+from sora_jax.parallel.rules import REPLICATED
+from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.events import Events
+from sora_jax.train.loop import fit
+from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
+from sora_jax.train.optim import advance, make_optimizer
+from sora_jax.train.resume import check_resume, run_facts
+from sora_jax.train.state import Progress, abstract_state, init_state, state_shardings
+
+TOTAL = 60
+
+class Batches:
+  cursor = {"bin": 0}
+  def __next__(self):
+    time.sleep(0.01)
+    at = self.cursor["bin"]
+    self.cursor = {"bin": at + 1}
+    return {"x": np.random.RandomState(at).randn(8, 16).astype(np.float32)}
+
+optimizer = make_optimizer(lr=1e-2, schedule="cosine", warmup_steps=5, total_steps=TOTAL)
+
+def loss_fn(params, x):
+  y = jnp.tanh(x @ params["one"]) @ params["two"]
+  return jnp.mean((y[:, 0] - x.sum(1)) ** 2)
+
+def step(state, frozen, batch):
+  loss, gradients = jax.value_and_grad(loss_fn)(state.params, batch["x"])
+  state, metrics = advance(state, gradients, optimizer, ema_decay=0.99)
+  return state, metrics | {"loss": loss}
+
+def make():
+  one = jax.random.normal(jax.random.key(0), (16, 32)) * 0.3
+  return init_state({"one": one, "two": jnp.zeros((32, 1))}, optimizer)
+
+def train(workdir, events, checkpoints):
+  shapes, mesh = jax.eval_shape(make), make_mesh()
+  places = state_shardings(shapes, REPLICATED, mesh)
+  facts = run_facts({"total_steps": TOTAL}, dataset_fingerprint="d", plan_fingerprint="p")
+  batches, at = Batches(), checkpoints.latest_step()
+  if at is None:
+    state, progress = jax.jit(make, out_shardings=places)(), Progress(batches.cursor)
+  else:
+    state, progress, saved = checkpoints.restore(at, abstract_state(shapes, places))
+    assert check_resume(saved, facts) == []
+    batches.cursor = progress.cursor
+  cut_back(workdir, int(state.step))
+  with MetricsWriter(workdir, total_steps=TOTAL, step=int(state.step)) as report:
+    fit(state, None, batches, jax.jit(step, donate_argnums=0), total_steps=TOTAL, log_steps=1,
+        save_steps=8, put=make_put(mesh), count=lambda batch: Counts(100, 8, 1e3), report=report,
+        save=lambda n, s, p: checkpoints.save(n, s, p, facts), progress=progress, events=events)
+
+def child(workdir):
+  warnings.simplefilter("error")
+  try:
+    with Events(workdir) as events:
+      with Checkpoints(workdir + "/checkpoints", max_to_keep=2, events=events) as checkpoints:
+        train(workdir, events, checkpoints)
+    os._exit(0)
+  except BaseException:
+    traceback.print_exc()
+    os._exit(1)
+
+warnings.simplefilter("ignore")  # no backend and no thread of it is there yet: the fork is safe
+for line in sys.stdin:
+  process = os.fork()
+  if process == 0:
+    child(line.strip())
+  print(process, flush=True)
+  print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture
+def nursery(tmp_path):
+  """The program above, its stderr in a file."""
+  with (tmp_path / "stderr").open("w") as log:
+    process = subprocess.Popen(
+      [sys.executable, "-c", PROGRAM],
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=log,
+      text=True,
+    )
+  with process:
+    yield process
+    process.stdin.close()
+
+
+def run(nursery, workdir, kill_at=None):
+  """One session; killed once it has logged `kill_at`: the machine makes the moment random."""
+  nursery.stdin.write(f"{workdir}\n")
+  nursery.stdin.flush()
+  child, end = int(nursery.stdout.readline()), time.monotonic() + 60
+  while kill_at and not any(line["step"] >= kill_at for line in read_metrics(workdir)):
+    assert time.monotonic() < end, (workdir.parent / "stderr").read_text()
+    time.sleep(0.003)
+  if kill_at:
+    os.kill(child, signal.SIGKILL)
+  code = int(nursery.stdout.readline())
+  assert code == (-signal.SIGKILL if kill_at else 0), (workdir.parent / "stderr").read_text()
+
+
+def test_killed_three_times_ends_in_the_same_bits(tmp_path, nursery):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  for step in (12, 29, 50, None):
+    run(nursery, killed, step)
+  run(nursery, whole)
+  expected, found = describe_run(whole), describe_run(killed)
+  same = ["step", "cursor", "tokens_seen", "clips_seen"]
+  same += ["params_sha256", "ema_sha256", "opt_sha256"]
+  assert {key: found[key] for key in same} == {key: expected[key] for key in same}
+  assert found["step"] == 60 and found["tokens_seen"] == 6_000
+  losses = [[(line["step"], line["loss"]) for line in read_metrics(run)] for run in (whole, killed)]
+  assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 61))
+  assert found["goodput"]["starts"] == 4 and found["goodput"]["stops"] == {"done": 1, "killed": 3}

@@ -1,0 +1,64 @@
+"""Digests of a state, and where its parts lie."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from sora_jax.parallel.mesh import make_mesh
+from sora_jax.train.hashes import checksums, state_hashes, tree_sha256
+from sora_jax.train.state import init_state, state_shardings
+
+
+def test_the_digest_is_what_it_says():
+  tree = {"b": np.array([1, -2], np.int32), "a": {"x": np.float32(1.5)}}
+  message = b"a/x float32 ()\n" + b"\x00\x00\xc0\x3f"
+  message += b"b int32 (2,)\n" + b"\x01\x00\x00\x00\xfe\xff\xff\xff"
+  assert tree_sha256(tree) == hashlib.sha256(message).hexdigest()
+
+
+def test_containers_do_not_matter_but_values_do():
+  params = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
+  plain = jax.tree.map(np.asarray, nnx.to_pure_dict(params))
+  assert tree_sha256(params) == tree_sha256(plain)
+  assert tree_sha256((plain["kernel"],)) != tree_sha256((plain["kernel"].T.copy(),))
+  assert tree_sha256({"k": plain["kernel"]}) != tree_sha256({"l": plain["kernel"]})
+  changed = plain["kernel"].copy()
+  changed.view(np.uint32)[2, 1] ^= 1
+  assert tree_sha256({"k": plain["kernel"]}) != tree_sha256({"k": changed})
+
+
+def test_named_state_and_restored_dict_agree():
+  state = init_state({"w": jnp.ones((2, 2))}, optax.adam(1e-3))
+  moments = {"count": 0, "mu": state.opt[0].mu, "nu": state.opt[0].nu}
+  moments["count"] = np.asarray(state.opt[0].count)
+  restored = {"params": state.params, "ema": state.ema, "opt": [moments, None]}
+  assert state_hashes(state) == state_hashes(restored)
+
+
+@pytest.mark.parametrize(
+  "dtype", [np.float32, ml_dtypes.bfloat16, np.int32, np.uint8, np.bool_, np.uint32]
+)
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4, 5)])
+def test_checksums_against_numpy(dtype, shape):
+  value = np.asarray(np.random.RandomState(0).randn(*shape) * 100).astype(dtype)
+  words = value.reshape(-1).view(f"u{value.itemsize}").astype(object)
+  expected = [int(sum(words)) % 2**32, int(sum((i + 1) * w for i, w in enumerate(words))) % 2**32]
+  assert checksums({"x": value}) == {"x": expected}
+
+
+def test_moments_and_averages_lie_like_their_parameters():
+  params = {"a": {"kernel": jnp.zeros((4, 2))}, "kernel": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}
+  state = init_state(params, optax.adam(1e-3))
+  rules = ((r"a/kernel", P("fsdp")), (r"kernel", P(None, "tensor")), (r"bias", P()))
+  placed = state_shardings(state, rules, make_mesh(devices=jax.devices()[:1]))
+  for tree in (placed.params, placed.ema, placed.opt[0].mu, placed.opt[0].nu):
+    assert tree["a"]["kernel"].spec == P("fsdp")
+    assert tree["kernel"].spec == P(None, "tensor")
+  assert placed.opt[0].count.spec == P() == placed.step.spec
