@@ -10,12 +10,12 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import grain
 import numpy as np
 
 from data_pipeline import packing, tokens
+from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.packing import PackSettings, Plan
 from data_pipeline.row import RowReader
@@ -24,7 +24,7 @@ _ENDLESS = 2**60  # bins: more than any run reads, and a length that Python take
 
 
 def latent_batches(
-  dataset: Any,
+  dataset: Dataset,
   *,
   split: str,
   seed: int,
@@ -46,7 +46,7 @@ def latent_batches(
   """Endless packed batches of a split of a latent dataset.
 
   Args:
-    dataset: an open latent dataset (`index`, `indices`, `read`, `fingerprint`).
+    dataset: an open latent dataset.
     split: name of the split.
     seed: of the run.
     slots, caption_slots, segments, rows: n, m, s and b of a batch.
@@ -63,10 +63,6 @@ def latent_batches(
   Raises:
     BadInput: a setting, the cursor or a clip that does not fit.
   """
-  if not 0 <= given_first_frame <= 1:
-    raise BadInput(
-      f"loader: given_first_frame={given_first_frame} is no probability. Set it in [0, 1]."
-    )
   (pt, ph, pw), (linear, square) = patch, cost
   settings = PackSettings(
     slots=slots,
@@ -96,7 +92,7 @@ class LatentBatches:
 
   def __init__(
     self,
-    dataset: Any,
+    dataset: Dataset,
     settings: PackSettings,
     *,
     split: str,
@@ -130,9 +126,9 @@ class LatentBatches:
       )
 
     self._plans = _Plans(make_plan, kept=threads + 2)
-    self._cursor = self._check_cursor(cursor or first_cursor(stage))
+    self._cursor = self._check_cursor(cursor or first_cursor(stage), stage)
     bins = _Bins(self._plans, self._cursor["epoch"], settings.rows, share)
-    reader = RowReader(dataset, records, settings, given_first_frame, counters=(seed, stage))
+    reader = RowReader(dataset, settings, given_first_frame, counters=(seed, stage))
     steps = grain.MapDataset.source(bins).map(reader.read)
     steps = steps.batch(bins.rows, drop_remainder=True, batch_fn=tokens.stack_rows)
     steps = steps[self._cursor["bin"] // settings.rows :]
@@ -179,11 +175,11 @@ class LatentBatches:
     """Ends the reading threads."""
     self._steps.close()
 
-  def _check_cursor(self, cursor: Mapping) -> dict:
-    wanted = first_cursor(self._facts["stage"])
-    if set(cursor) != set(wanted) or cursor["stage"] != wanted["stage"] or cursor["window"] != 0:
+  def _check_cursor(self, cursor: Mapping, stage: int) -> dict:
+    wanted = first_cursor(stage)
+    if set(cursor) != set(wanted) or cursor["stage"] != stage or cursor["window"] != 0:
       raise BadInput(
-        f"loader: cursor={dict(cursor)} is not one of stage {wanted['stage']} (such as {wanted}). "
+        f"loader: cursor={dict(cursor)} is not one of stage {stage} (such as {wanted}). "
         "Resume from the run's own checkpoint."
       )
     rows = self._settings.rows

@@ -1,12 +1,15 @@
 """Reads the clips of a bin and lays them out in a row of the packed batch."""
 
-from typing import Any
+import math
+from typing import cast
 
 import numpy as np
 
 from data_pipeline import hashing, tokens
+from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.packing import Bin, PackSettings, Purpose
+from data_pipeline.records import LatentRecord
 
 
 class RowReader:
@@ -14,27 +17,32 @@ class RowReader:
 
   Args:
     dataset: an open latent dataset.
-    records: rows of its index that may be read.
     settings: sizes of a row.
     given_first_frame: probability that the first frame of a video is given clean.
     counters: (seed, stage), of the hash that decides so.
+  Raises:
+    BadInput: no probability; no latent dataset.
   """
 
   def __init__(
     self,
-    dataset: Any,
-    records: np.ndarray,
+    dataset: Dataset,
     settings: PackSettings,
     given_first_frame: float,
     counters: tuple[int, int],
   ) -> None:
+    if not 0 <= given_first_frame <= 1:
+      raise BadInput(
+        f"loader: given_first_frame={given_first_frame} is no probability. Set it in [0, 1]."
+      )
+    if dataset.latent_channels is None:
+      raise BadInput(
+        f"loader: {dataset.path} holds {dataset.kind} records, not latents. Encode it first."
+      )
     self._dataset, self._settings = dataset, settings
     self._given_first_frame, self._counters = given_first_frame, counters
-    offsets = np.asarray(dataset.index["caption_offsets"], np.int64)
-    captions = offsets[records + 1] - offsets[records]
-    record = dataset.read(int(records[np.argmax(captions)]))  # one with captions, if any has some
-    self._patch_width = record.latent.shape[-1] * int(np.prod(settings.patch))
-    self._state_width = record.text_states[0].shape[1] if record.text_states else None
+    self._patch_width = dataset.latent_channels * math.prod(settings.patch)
+    self._state_width = dataset.text_state_width
 
   def read(self, place: Bin) -> dict[str, np.ndarray]:
     """The row of a bin: the keys of the packed batch without their `b`.
@@ -56,7 +64,7 @@ class RowReader:
     )
 
   def _segment(self, row: int, caption: int, draw: int) -> tokens.Segment:
-    record = self._dataset.read(row)
+    record = cast(LatentRecord, self._dataset.read(row))
     self._check_index(row, caption, record)
     shape, patch = record.latent.shape[:3], self._settings.patch
     text_ids, text_states = self._caption(record, caption)
@@ -73,10 +81,10 @@ class RowReader:
       given=self._given(tokens.grid(shape, patch), draw),
     )
 
-  def _caption(self, record: Any, caption: int) -> tuple[np.ndarray, np.ndarray | None]:
+  def _caption(self, record: LatentRecord, caption: int) -> tuple[np.ndarray, np.ndarray | None]:
     if caption >= 0:
-      states = None if self._state_width is None else record.text_states[caption]
-      return record.text_ids[caption], states
+      states = record.text_states
+      return record.text_ids[caption], None if states is None else states[caption]
     width = self._state_width
     return np.zeros(0, np.int32), None if width is None else np.zeros((0, width), np.float32)
 
@@ -86,7 +94,7 @@ class RowReader:
       return None
     return np.arange(f * h * w) < h * w
 
-  def _check_index(self, row: int, caption: int, record: Any) -> None:
+  def _check_index(self, row: int, caption: int, record: LatentRecord) -> None:
     index = self._dataset.index
     said = tuple(int(index[side][row]) for side in "fhw")
     found = tuple(record.latent.shape[:3])

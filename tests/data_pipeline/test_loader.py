@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import loader, tokens
+from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from data_pipeline.records import LatentRecord
+from data_pipeline.writer import DatasetWriter
 
 PATCH = (1, 2, 2)
 SETTINGS = dict(
@@ -33,6 +36,7 @@ class Clips:
   def __init__(self, clips=CLIPS, seed=0, *, states=True):
     rng = np.random.default_rng(seed)
     self.fingerprint = f"clips {clips} {seed}"
+    self.latent_channels, self.text_state_width = 2, 3 if states else None
     self.records = [self._record(rng, states) for _ in range(clips)]
     shapes = np.array([record.latent.shape[:3] for record in self.records])
     counts = [[len(ids) for ids in record.text_ids] for record in self.records]
@@ -51,7 +55,7 @@ class Clips:
       fps=float(rng.choice([8, 24])),
       captions=["a caption"] * len(lengths),
       text_ids=[rng.integers(1, 10**6, m).astype(np.int32) for m in lengths],
-      text_states=text_states if states else None,
+      text_states=text_states if states and text_states else None,
     )
 
   def indices(self, split):
@@ -173,6 +177,42 @@ def test_any_cursor_goes_on_with_the_same_stream(position):
     assert_same(batch, expected)
 
 
+def write_folder(path, clips):
+  held_out = set(clips.indices("held_out"))
+  with DatasetWriter(path, "latent", name="clips", shard_bytes=20_000, meta={}) as out:
+    for row, record in enumerate(clips.records):
+      f, h, w = record.latent.shape[:3]
+      out.add(
+        LatentRecord(
+          id=str(row),
+          source=str(row),
+          licence="",
+          split="held_out" if row in held_out else "train",
+          start_frame=0,
+          frames=4 * f - 3,
+          height=8 * h,
+          width=8 * w,
+          crop=(0, 0, 0, 0),
+          fps=record.fps,
+          latent=record.latent,
+          captions=tuple(record.captions),
+          text_ids=tuple(record.text_ids),
+          text_states=record.text_states and tuple(record.text_states),
+          attributes="",
+        )
+      )
+
+
+def test_a_dataset_folder_gives_the_same_stream(tmp_path):
+  write_folder(tmp_path / "clips", DATA)
+  dataset = Dataset.open(tmp_path / "clips", kind="latent")
+  assert len(dataset.shards["train"]) > 1
+  read = take(open_batches(dataset, threads=4), len(STREAM))
+  for (batch, cursor), (expected, there) in zip(read, STREAM, strict=True):
+    assert cursor == there
+    assert_same(batch, expected)
+
+
 def test_threads_and_prefetch_do_not_matter():
   for reading in (dict(threads=1, prefetch=1), dict(threads=4, prefetch=16)):
     read = take(open_batches(**reading), 8)
@@ -242,6 +282,10 @@ def test_bad_settings():
     open_batches(ranks=3)
   with pytest.raises(BadInput, match=r"given_first_frame=2 is no probability"):
     open_batches(given_first_frame=2)
+  clips = Clips(10)
+  clips.latent_channels, clips.kind, clips.path = None, "clip", "here"
+  with pytest.raises(BadInput, match=r"loader: here holds clip records.* Encode it first"):
+    open_batches(clips)
 
 
 @pytest.mark.parametrize("column, step", [("h", 2), ("caption_tokens", 1)])
