@@ -275,4 +275,3 @@ def _choose_captions(columns, records, settings, counters) -> tuple[np.ndarray, 
 def _segment_costs(lengths: np.ndarray, cost: tuple[float, float]) -> np.ndarray:
   linear, square = cost
   return linear * lengths + square * lengths.astype(np.float64) ** 2
-

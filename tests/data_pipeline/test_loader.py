@@ -102,9 +102,7 @@ def test_every_clip_once_an_epoch_in_the_order_of_draws():
   epoch = [batch for batch, _ in STREAM[: plan.steps]]
   assert STREAM[plan.steps - 1][1]["epoch"] == 1 and STREAM[plan.steps - 2][1]["epoch"] == 0
   found = [
-    (batch["segment_record"][b, i], draw)
-    for batch in epoch
-    for b, i, _, draw in segments_of(batch)
+    (batch["segment_record"][b, i], draw) for batch in epoch for b, i, _, draw in segments_of(batch)
   ]
   assert sorted(record for record, _ in found) == list(DATA.indices("train"))
   assert [draw for _, draw in found] == list(range(N))
