@@ -17,13 +17,14 @@ def bounce_between(
   Returns:
     Position and velocity, in the shape of `time`.
   """
-  room = high - low
-  unfolded = (start - low + speed * time) / room
+  room, ahead = high - low, np.sign(speed) or 1.0
+  behind = low if ahead > 0 else high  # the wall it comes from: one that starts there leaves it
+  unfolded = (ahead * (start - behind) + abs(speed) * time) / room
   wall = np.floor(unfolded)
-  backwards = wall % 2 == 1
+  back = wall % 2 == 1
   along = unfolded - wall
-  position = low + room * np.where(backwards, 1 - along, along)
-  return position, np.where(backwards, -speed, speed)
+  position = behind + ahead * room * np.where(back, 1 - along, along)
+  return position, np.where(back, -speed, speed)
 
 
 def wall_hits(start: float, speed: float, low: float, high: float, seconds: float) -> int:

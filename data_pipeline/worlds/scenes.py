@@ -184,11 +184,11 @@ def occlude(draws: Draws, side: tuple[float, float]) -> Scene:
   before, after = _along(look.reach(), axis)
   low, high = before, side[axis] - after
   thick = before + after + 0.06
-  near = side[axis] / 2 + draws.between("motion", -0.02, 0.02) - thick / 2
+  spare = max((side[axis] - thick) / 2 - before - after, 0.0)  # room beside the bar for all of it
+  near = side[axis] / 2 + draws.between("motion", -spare, spare) - thick / 2
   far = near + thick
-  offset = draws.between("motion", 0.0, 0.03) * (high - low)
   speed = sign * (high - low) / draws.between("motion", 0.95, 1.25)
-  along = (low + offset if sign > 0 else high - offset, speed, low, high)
+  along = (low if sign > 0 else high, speed, low, high)
   before, after = _along(look.reach(), 1 - axis)
   place = draws.between("motion", before, side[1 - axis] - after)
   across = (place, 0.0, before, side[1 - axis] - after)

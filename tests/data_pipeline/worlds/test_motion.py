@@ -19,6 +19,14 @@ def test_bounce_between_agrees_with_small_steps():
   np.testing.assert_allclose(exact, played, atol=1e-9)
 
 
+@pytest.mark.parametrize("start, speed", [(0.2, 0.5), (0.9, -0.5)])
+def test_bounce_between_leaves_the_wall_it_starts_at(start, speed):
+  place, velocity = motion.bounce_between(start, speed, 0.2, 0.9, np.array([0.0, 0.1]))
+  np.testing.assert_allclose(place, [start, start + 0.1 * speed])
+  np.testing.assert_allclose(velocity, speed)
+  assert motion.wall_hits(start, speed, 0.2, 0.9, 0.1) == 0
+
+
 @pytest.mark.parametrize("speed", [0.7, -0.7, 0.05])
 @pytest.mark.parametrize("seconds", [0.1, 0.9, 3.0, 17.3])
 def test_wall_hits_count_the_turns(speed, seconds):
