@@ -1,4 +1,4 @@
-"""Package metadata. Exact versions are in constraints.txt; the tools' settings in pyproject.toml."""
+"""Package metadata. Exact versions are in constraints.txt, settings of tools in pyproject.toml."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 
 
 def read_version() -> str:
-  """Reads `__version__` from the package's text, so that nothing heavy is imported at build time."""
+  """Reads `__version__` from the package's text: importing it would need what it installs."""
   text = (ROOT / "sora_jax" / "__init__.py").read_text(encoding="utf-8")
   return re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE).group(1)
 
@@ -46,6 +46,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["sora_jax", "sora_jax.*", "data_pipeline", "data_pipeline.*"]),
+  package_data={"sora_jax.evals": ["report.html"]},
   install_requires=BASE,
   extras_require={
     "tpu": ["jax[tpu]"],

@@ -28,7 +28,7 @@ JUDGE = {"worlds"}
 
 NEVER = {"clu", "sentence_transformers", "tensorflow", "torch", "transformers"}
 NOT_IN_DATA = {"flax", "jax", "jaxlib", "optax", "orbax", "sora_jax", "experiments"}
-ONE_FILE = {"apache_beam", "c2pa", "gradio", "grain", "matplotlib", "orbax", "tensorboardX", "wandb"}
+ONE_FILE = {"apache_beam", "c2pa", "gradio", "matplotlib", "orbax", "tensorboardX", "wandb"}
 DRAWERS = {"common", "helpers", "misc", "utils"}
 
 

@@ -39,9 +39,9 @@ def write_report(
     folder: where the page goes; the files of the samples are under it.
     title: heading of the page.
     summary: one or two sentences under the heading.
-    metrics: as in metrics.json; all of it is listed. `adherence` is drawn as well: attribute ->
-      `score`, `chance`, `ceiling`, `held_out` in [0, 1] and, where they were measured, `interval`
-      [low, high], `p_value`, `held_out_interval`, `held_out_p_value`.
+    metrics: as in metrics.json, nested as it likes: all of it is shown. `adherence` is drawn:
+      attribute -> `score`, `chance`, `ceiling`, `held_out` in [0, 1] and, where they were
+      measured, `interval` [low, high], `p_value`, `held_out_interval`, `held_out_p_value`.
     samples: each with `file` (MP4) and `poster` (PNG), both relative to the folder, `caption`,
       `judged` (attribute -> True, False, or None where it could not be judged), and optionally
       `group`: a heading for the samples that share it.
@@ -61,7 +61,7 @@ def write_report(
         summary=html.escape(summary),
         scores="\n".join(score_card(*item) for item in metrics["adherence"].items()),
         samples="\n".join(sample_groups(samples)),
-        numbers="\n".join(number_rows(metrics)),
+        numbers="\n".join(number_rows({k: v for k, v in metrics.items() if k != "adherence"})),
       ),
       encoding="utf-8",
     )
@@ -151,13 +151,13 @@ def plot_curves(path: str | Path, curves: Curves) -> None:
   Raises:
     BadInput: `path` cannot be written.
   """
-  panels: dict[str, Curves] = {}
+  panels: dict[str, dict[str, Any]] = {}
   for name, curve in curves.items():
     panel, _, line = name.partition("/")
-    panels.setdefault(panel, {})[line or panel] = curve  # type: ignore[index]
+    panels.setdefault(panel, {})[line or panel] = curve
   sheet = Figure(figsize=(5.4 * max(1, len(panels)), 3.6), dpi=130, layout="constrained")
-  for axes, (panel, lines) in zip(sheet.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-    draw_panel(axes, panel, lines)
+  for number, (panel, lines) in enumerate(panels.items(), start=1):
+    draw_panel(sheet.add_subplot(1, len(panels), number), panel, lines)
   with replacing(path) as temporary:
     sheet.savefig(temporary, format="png", metadata={"Software": None})
 

@@ -143,7 +143,8 @@ def test_truncated_video_is_bad_input(tmp_path):
 def test_png_is_lossless(tmp_path):
   image = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
   media.write_png(tmp_path / "i.png", image)
-  assert np.array_equal(np.asarray(Image.open(tmp_path / "i.png")), image)
+  with Image.open(tmp_path / "i.png") as back:
+    assert np.array_equal(np.asarray(back), image)
 
 
 def test_grid_places_scales_and_holds():
