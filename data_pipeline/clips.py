@@ -1,8 +1,8 @@
 """Input of the VAE: windows of one shape, cut at random from clips of any shape.
 
-Element i of the stream is a pure function of (dataset, settings, seed, stage, i): epoch i // n shows
-each of the n clips that are large enough once, in an order of its own, and the last batch of an
-epoch runs on into the next. So a place in the stream is a number, and resuming is slicing.
+Element i of the stream is a pure function of (dataset, settings, seed, stage, i): epoch i // n
+shows each of the n clips that are large enough once, in an order of its own, and the last batch of
+an epoch runs on into the next. So a place in the stream is a number, and resuming is slicing.
 """
 
 import enum
@@ -166,8 +166,8 @@ class _Places:
   def __len__(self) -> int:
     return _ENDLESS
 
-  def __getitem__(self, i: int) -> int:
-    step, row = divmod(i, self.rows)
+  def __getitem__(self, index: int) -> int:
+    step, row = divmod(index, self.rows)
     return step * self._step_rows + self._first + row
 
 
@@ -199,7 +199,7 @@ class _Windows:
     return {
       "video": np.ascontiguousarray(video[cut]),
       "draw": np.array(divmod(place, 2**32), np.uint32),
-      "record": np.int64(row),
+      "record": np.array(row, np.int64),
     }
 
   def _start(self, draw: _Draw, place: int, choices: int) -> int:
@@ -225,12 +225,12 @@ def _find_fitting(dataset: Dataset, split: str, shape: tuple[int, int, int]) -> 
   rows = dataset.indices(split)
   sides = np.stack([dataset.index[side][rows] for side in ("frames", "height", "width")], axis=1)
   fits = (sides >= shape).all(axis=1)
-  window = "{} frames of {}x{}".format(shape[0], shape[2], shape[1])
+  window = f"{shape[0]} frames of {shape[2]}x{shape[1]}"
   if not fits.any():
     most = "x".join(map(str, sides.max(axis=0))) if len(rows) else "none"
     raise BadInput(
-      f"clips: none of the {len(rows)} clips of split={split!r} in {dataset.path} holds a window of "
-      f"{window} (largest frames x height x width: {most}). Make the window smaller."
+      f"clips: none of the {len(rows)} clips of split={split!r} in {dataset.path} holds a window "
+      f"of {window} (largest frames x height x width: {most}). Make the window smaller."
     )
   if not fits.all():
     _log.warning(

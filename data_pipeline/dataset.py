@@ -11,9 +11,10 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from google.protobuf.message import DecodeError
 
 from data_pipeline import index as index_module
@@ -91,8 +92,8 @@ class Dataset:
       )
     return np.flatnonzero(self.index["split"] == records.SPLITS.index(split))
 
-  def read(self, row: int) -> records.Record:
-    """The record of a row of the index. Raises BadInput: it is damaged."""
+  def read(self, row: int) -> Any:
+    """The `ClipRecord` or `LatentRecord` of a row of the index. Raises BadInput: it is damaged."""
     if not 0 <= row < len(self):
       raise IndexError(f"dataset: row={row} is not in 0..{len(self) - 1}")
     split = records.SPLITS[self.index["split"][row]]

@@ -10,10 +10,11 @@ so do not clash with TFDS's.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-Value = list[int] | list[float] | list[bytes]
+Value = list[Any]  # of int, of float, or of bytes
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _LISTS = {

@@ -156,5 +156,5 @@ def fingerprint(facts: Mapping, columns: Mapping[str, np.ndarray]) -> str:
     column = columns[name]
     digest.update(f"{name} {column.dtype.str} {len(column)};".encode())
     for start in range(0, len(column), _CHUNK):
-      digest.update(np.ascontiguousarray(column[start : start + _CHUNK]))
+      digest.update(column[start : start + _CHUNK].tobytes())
   return digest.hexdigest()

@@ -149,7 +149,8 @@ def check_record(record: Record) -> None:
   for name, column in COLUMNS[kind_of(record)].items():
     value = getattr(record, name)
     if column.ragged:
-      _check_ragged(record, name, column, value)
+      if value is not None or name == "text_ids":
+        _check_ragged(record, name, column, value)
     elif column.is_text:
       _check_text(record, name, column, value)
     elif column.shape:
@@ -170,7 +171,9 @@ def _check_text(record, name: str, column: Column, value) -> None:
 
 
 def _check_array(record, name: str, column: Column, value, sides: dict[str, int]) -> None:
-  array = np.asarray(value, column.numpy_dtype if isinstance(value, (tuple, list)) else None)
+  array = np.asarray(value)
+  if isinstance(value, (tuple, list)) and array.dtype.kind == "i" == column.numpy_dtype.kind:
+    array = array.astype(column.numpy_dtype)
   fits = array.dtype == column.numpy_dtype and array.ndim == len(column.shape)
   if fits:
     pairs = zip(column.shape, array.shape, strict=True)
@@ -184,9 +187,7 @@ def _check_array(record, name: str, column: Column, value, sides: dict[str, int]
     )
 
 
-def _check_ragged(record, name: str, column: Column, value) -> None:
-  if value is None and name == "text_states":
-    return
+def _check_ragged(record, name: str, column: Column, value: typing.Any) -> None:
   if len(value) != len(record.captions):
     _refuse(
       record, f"{name} of {len(value)} captions, not {len(record.captions)}", "Give one a caption."
@@ -194,7 +195,7 @@ def _check_ragged(record, name: str, column: Column, value) -> None:
   sides: dict[str, int] = {}
   for ids, part in zip(record.text_ids, value, strict=True):
     sides["tokens"] = len(ids)
-    if len(ids) or part.dtype != column.numpy_dtype:
+    if len(ids) or len(part):
       _check_array(record, name, column, part, sides)
 
 
@@ -215,7 +216,8 @@ def serialize(record: Record) -> bytes:
   for name, column in COLUMNS[kind_of(record)].items():
     value = getattr(record, name)
     if column.ragged:
-      values[name] = [b"".join(np.ascontiguousarray(part).tobytes() for part in value or ())]
+      parts = (np.asarray(part, column.numpy_dtype) for part in value or ())
+      values[name] = [b"".join(part.tobytes() for part in parts)]
     elif column.is_text:
       values[name] = [_to_bytes(part) for part in (value if column.shape else (value,))]
     elif column.shape:
@@ -232,10 +234,9 @@ def _to_bytes(text: str | bytes) -> bytes:
 
 
 def _store_array(name: str, column: Column, array: np.ndarray) -> dict[str, example.Value]:
-  data = np.ascontiguousarray(array).tobytes()
   if column.has_shape:
-    return {f"{name}/shape": list(array.shape), f"{name}/value": [data]}
-  return {name: [data]}
+    return {f"{name}/shape": list(array.shape), f"{name}/value": [array.tobytes()]}
+  return {name: [array.tobytes()]}
 
 
 def deserialize(kind: str, data: bytes) -> Record:

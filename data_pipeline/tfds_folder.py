@@ -24,7 +24,7 @@ def write_metadata(
   import tensorflow_datasets as tfds
 
   template = tfds.core.ShardedFileTemplate(
-    data_dir=folder, dataset_name=name, filetype_suffix="array_record"
+    data_dir=tfds.core.Path(folder), dataset_name=name, filetype_suffix="array_record"
   )
   splits = [
     tfds.core.SplitInfo(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from data_pipeline import index, records, tfds_folder
 from data_pipeline.errors import BadInput
@@ -172,7 +172,7 @@ class _Shards:
 
   def __init__(self, prefix: Path, shard_bytes: int):
     self._prefix, self._shard_bytes = prefix, shard_bytes
-    self._writer = None
+    self._writer: Any = None
     self._sizes: list[dict[str, int]] = []  # of the shards closed: records, bytes
     self._records = self._bytes = 0
 
@@ -204,6 +204,7 @@ class _Shards:
         pass
 
   def _close(self) -> None:
+    """Ends the current shard."""
     self._writer.close()
     size = os.path.getsize(f"{self._prefix}-{len(self._sizes)}")
     self._sizes.append({"records": self._records, "bytes": size})

@@ -1,0 +1,116 @@
+"""`describe_dataset` counts what was written; `print_dataset` shows it on stderr."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from rich.console import Console
+
+from data_pipeline.errors import BadInput
+from data_pipeline.records import ClipRecord, LatentRecord
+from data_pipeline.writer import DatasetWriter
+from sora_jax.commands.inspect_data import describe_dataset, print_dataset
+
+COMMON = dict(licence="CC0-1.0", start_frame=0, attributes="")
+
+
+@pytest.fixture
+def latents(tmp_path):
+  shapes = [(1, 2, 2), (3, 2, 4), (3, 2, 4), (5, 4, 4)]
+  path = tmp_path / "latents"
+  with DatasetWriter(path, "latent", name="tiny", shard_bytes=10**6, meta={"vae": "abc"}) as out:
+    for i, shape in enumerate(shapes):
+      captions = 2 if i else 0
+      out.add(
+        LatentRecord(
+          id=str(i),
+          source=f"s{i // 2}",
+          split="train" if i < 3 else "held_out",
+          frames=1,
+          height=8,
+          width=8,
+          crop=(0, 0, 0, 0),
+          fps=8.0 if i else 7.5,
+          latent=np.zeros((*shape, 4), ml_dtypes.bfloat16),
+          captions=("x",) * captions,
+          text_ids=tuple(np.zeros(i + j, np.int32) for j in range(captions)),
+          **COMMON,
+        )
+      )
+  return path
+
+
+@pytest.fixture
+def clips(tmp_path):
+  path = tmp_path / "clips"
+  with DatasetWriter(path, "clip", name="tiny", shard_bytes=1, meta={}) as out:
+    for i in range(20):
+      video = np.zeros((1 + i, 8, 6, 3), np.uint8)
+      out.add(
+        ClipRecord(
+          id=str(i),
+          source="s",
+          split="train",
+          fps=10.0,
+          video=video,
+          captions=(),
+          truth=b"",
+          **COMMON,
+        )
+      )
+  return path
+
+
+def test_describes_latents(latents):
+  facts = json.loads(json.dumps(describe_dataset(latents)))
+  (first, second) = facts.pop("shards")
+  assert first["file"] == "tiny-train.array_record-00000-of-00001" and first["records"] == 3
+  assert second["records"] == 1
+  assert facts.pop("bytes") == sum(path.stat().st_size for path in latents.glob("*record-*"))
+  assert len(facts.pop("fingerprint")) == 64
+  assert facts == {
+    "path": str(latents),
+    "kind": "latent",
+    "name": "tiny",
+    "version": 1,
+    "meta": {"vae": "abc"},
+    "clips": 4,
+    "splits": {"train": 3, "held_out": 1},
+    "tokens": 4 + 24 + 24 + 80,
+    "latent_channels": 4,
+    "text_state_width": None,
+    "caption_tokens": {"total": 15, "mean": 2.5, "max": 4},
+    "shapes": [
+      {"f": 3, "h": 2, "w": 4, "clips": 2},
+      {"f": 1, "h": 2, "w": 2, "clips": 1},
+      {"f": 5, "h": 4, "w": 4, "clips": 1},
+    ],
+    "fps": {"7.5": 1, "8": 3},
+    "sources": 2,
+    "captions": {"total": 6, "without": 1},
+  }
+
+
+def test_describes_clips(clips):
+  facts = describe_dataset(clips)
+  assert facts["pixels"] == 210 * 8 * 6 and facts["seconds"] == pytest.approx(21)
+  assert facts["clips"] == len(facts["shards"]) == len(facts["shapes"]) == 20
+  assert facts["captions"] == {"total": 0, "without": 20} and "tokens" not in facts
+
+
+def test_prints_on_stderr_and_shortens(clips, latents, capsys):
+  print_dataset(describe_dataset(latents))
+  streams = capsys.readouterr()
+  assert streams.out == "" and "train: 3, held_out: 1" in streams.err
+  console = Console(width=100, record=True, file=open("/dev/null", "w"))
+  with console.file:
+    print_dataset(describe_dataset(clips), console, rows=5)
+  text = console.export_text()
+  assert text.count("and 16 more") == 2 and "frames x height x width" in text
+
+
+def test_refuses_a_changed_index(latents):
+  np.save(latents / "index" / "w.npy", np.load(latents / "index" / "w.npy") + np.int32(1))
+  with pytest.raises(BadInput, match="the index or meta.json was changed"):
+    describe_dataset(latents)
