@@ -5,6 +5,7 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -25,7 +26,7 @@ def path_name(path) -> str:
   return "/".join(parts)
 
 
-def named_leaves(tree) -> dict[str, object]:
+def named_leaves(tree) -> dict[str, Any]:
   """The leaves by path name, sorted by it: the same order for every kind of tree.
 
   Raises:

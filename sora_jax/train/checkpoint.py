@@ -10,11 +10,11 @@ import inspect
 import shutil
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import args as ocp_args
 
 from data_pipeline.errors import BadInput
@@ -80,7 +80,7 @@ class Checkpoints:
     events=_ignore,
     read_only: bool = False,
   ):
-    self._folder = Path(folder).absolute()
+    self._folder = epath.Path(folder).absolute()
     self._events = events
     options = (
       ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
@@ -147,8 +147,8 @@ class Checkpoints:
     with self._readable(step):
       items = ocp_args.Composite(cursor=ocp_args.JsonRestore(), meta=ocp_args.JsonRestore())
       got = self._manager.restore(step, args=items)
-      meta = got.meta
-      return Progress(got.cursor, meta["tokens_seen"], meta["clips_seen"]), meta["run"]
+      meta = got["meta"]
+      return Progress(got["cursor"], meta["tokens_seen"], meta["clips_seen"]), meta["run"]
 
   def restore(self, step: int, abstract: State) -> tuple[State, Progress, dict]:
     """Reads a checkpoint, bit for bit, onto any mesh.
@@ -166,8 +166,8 @@ class Checkpoints:
         state=ocp_args.StandardRestore(abstract), meta=ocp_args.JsonRestore()
       )
       got = self._manager.restore(step, args=items)
-      _compare(checksums(got.state._asdict()), got.meta["checksums"])
-    return got.state, progress, run
+      _compare(checksums(got["state"]._asdict()), got["meta"]["checksums"])
+    return got["state"], progress, run
 
   def read(self, step: int, parts=State._fields) -> dict:
     """Fields of the state as trees of numpy arrays; needs neither the model nor its mesh.
@@ -186,8 +186,8 @@ class Checkpoints:
       state = handler.restore(
         path, args=ocp_args.PyTreeRestore(item=shapes, restore_args=ask, partial_restore=True)
       )
-      meta = self._manager.restore(step, args=ocp_args.Composite(meta=ocp_args.JsonRestore())).meta
-      _compare(checksums(state), meta["checksums"])
+      got = self._manager.restore(step, args=ocp_args.Composite(meta=ocp_args.JsonRestore()))
+      _compare(checksums(state), got["meta"]["checksums"])
     return state
 
   def wait(self) -> None:

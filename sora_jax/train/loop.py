@@ -76,32 +76,34 @@ def fit(
     due = [hook for hook in hooks if n % hook.steps == 0]
     saving = last or leaving or n % save_steps == 0
     logging = last or bool(due) or n % log_steps == 0
-    ahead = None if last else feed.take()
-    late, seen = metrics, fed
+    ahead = fed if last else feed.take()
+    late = metrics
     if not (saving or due):  # nobody needs this state: the next step may have it before we look
       state, metrics = step_fn(state, frozen, ahead.arrays)
     jax.block_until_ready(late)
-    meter.add(seen.counts)
+    meter.add(fed.counts)
     values = {}
     if saving or logging:
       values = check_finite(read_values(late), first=looked + 1, last=n, saved=saved)
       looked = n
-    # The order matters: read, check, evaluate, save, and only then the step that donates the state.
+    # The order matters: read, check, evaluate, report, save (a saved step has its line), and only
+    # then the step that donates the state.
     with meter:
       for hook in due:
         values |= _evaluate(hook, n, state, events)
-      if saving:
-        save(n, state, seen.progress)
-        saved = n
     if logging:
-      counters = {"tokens_seen": seen.progress.tokens_seen, "clips_seen": seen.progress.clips_seen}
+      counters = {"tokens_seen": fed.progress.tokens_seen, "clips_seen": fed.progress.clips_seen}
       report(n, values | counters | meter.read())
+    if saving:
+      with meter:
+        save(n, state, fed.progress)
+      saved = n
     if leaving and not last:
       raise Preempted(f"train: stopped by SIGTERM, saved at step {n}. The same command resumes.")
     if (saving or due) and not last:
       state, metrics = step_fn(state, frozen, ahead.arrays)
     fed = ahead
-  return state, fed.progress if fed else seen.progress
+  return state, fed.progress
 
 
 def _first(step_fn, state: State, frozen, fed: Fed, meter: Meter, events) -> tuple:

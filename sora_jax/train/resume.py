@@ -4,10 +4,9 @@ import fnmatch
 import json
 import os
 import platform
+from importlib.metadata import version
 
 import jax
-import jaxlib
-import optax
 
 from data_pipeline.errors import BadInput
 
@@ -31,15 +30,15 @@ def environment() -> dict:
   devices = jax.devices()
   return {
     "jax": jax.__version__,
-    "jaxlib": jaxlib.__version__,
-    "optax": optax.__version__,
+    "jaxlib": version("jaxlib"),
+    "optax": version("optax"),
     "python": platform.python_version(),
     "machine": platform.machine(),
     "device_kind": devices[0].device_kind,
     "devices": len(devices),
     "processes": jax.process_count(),
-    "matmul_precision": str(jax.config.jax_default_matmul_precision),
-    "threefry_partitionable": bool(jax.config.jax_threefry_partitionable),
+    "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
+    "threefry_partitionable": bool(jax.config.values["jax_threefry_partitionable"]),
     "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
   }

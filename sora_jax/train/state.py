@@ -20,7 +20,7 @@ class State(NamedTuple):
     opt: optax state.
   """
 
-  step: jax.Array
+  step: Any
   params: Any
   ema: Any
   opt: Any

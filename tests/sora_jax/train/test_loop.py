@@ -61,6 +61,7 @@ class Run:
 
   def save(self, step, state, progress):
     assert int(state.step) == step
+    self.lines_at_save = [line for line, _ in self.lines]
     self.log.append(("save", step))
     self.saved.append(progress)
 
@@ -132,6 +133,13 @@ def test_the_cursor_saved_is_the_state_s_not_the_prefetch_s():
   run = Run()
   run.fit(9, save_steps=4)
   assert [progress.cursor["bin"] for progress in run.saved] == [4, 8, 9]
+
+
+def test_a_step_that_is_saved_has_its_line_already():
+  run = Run()
+  with pytest.raises(Preempted):  # a kill right after the save would lose it for good
+    run.fit(20, save_steps=100, stop=lambda step: step == 6)
+  assert run.lines_at_save == [2, 4, 6]
 
 
 def test_resumes_where_the_state_stands():
