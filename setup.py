@@ -46,6 +46,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["sora_jax", "sora_jax.*", "data_pipeline", "data_pipeline.*"]),
+  package_dir={"": "."},  # an editable install is then one line that names this folder
   package_data={"sora_jax.evals": ["report.html"]},
   install_requires=BASE,
   extras_require={

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image, ImageDraw, ImageFont
 
@@ -166,7 +167,7 @@ def read_mp4(path: str | Path) -> tuple[np.ndarray, Fraction]:
       frames = [_to_rgb(frame) for frame in container.decode(stream)]
       comment = container.metadata.get("comment", "")
       rate = stream.average_rate
-  except (OSError, IndexError, av.FFmpegError) as error:
+  except (OSError, IndexError, FFmpegError) as error:
     raise BadInput(f"read_mp4: {path} is not a readable video ({error}). Name another.") from error
   if not frames or rate is None:
     raise BadInput(f"read_mp4: {path} holds no frame. Name another file.")
