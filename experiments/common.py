@@ -19,7 +19,16 @@ def base(total_steps: int) -> ConfigDict:
 def optimizer(lr: float, warmup_steps: int, **changes) -> dict:
   """AdamW with warm-up and cosine decay; `changes` replace single settings."""
   settings = dict(
-    name="adamw", lr=lr, schedule="cosine", warmup_steps=warmup_steps, min_lr_ratio=0.01,
-    b1=0.9, b2=0.95, eps=1e-15, weight_decay=0.01, clip_norm=1.0, ema_decay=0.999,
-  )  # fmt: skip
+    name="adamw",
+    lr=lr,
+    schedule="cosine",
+    warmup_steps=warmup_steps,
+    min_lr_ratio=0.01,
+    b1=0.9,
+    b2=0.95,
+    eps=1e-15,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    ema_decay=0.999,
+  )
   return {**settings, **changes}

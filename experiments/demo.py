@@ -22,9 +22,13 @@ FORMATS = ((9, 32, 32, 8.0, 0.7), (5, 48, 32, 8.0, 0.15), (1, 32, 48, 8.0, 0.15)
 def world(clips: int) -> dict:
   """Generated clips of mixed length and shape."""
   return dict(
-    name="physworld", seed=0, clips=clips, formats=FORMATS, held_out_fraction=0.08,
+    name="physworld",
+    seed=0,
+    clips=clips,
+    formats=FORMATS,
+    held_out_fraction=0.08,
     families=dict(drift=1.0, fall=0.0, collide=0.0, occlude=0.0, ramp=0.0),
-  )  # fmt: skip
+  )
 
 
 def vae() -> ConfigDict:
@@ -32,9 +36,14 @@ def vae() -> ConfigDict:
   c = common.base(total_steps=400)
   c.world = world(4000)
   c.model = dict(
-    name="vae", widths=(96, 128), blocks=(1, 1), strides=((1, 4), (4, 2)), taps=2, latent_channels=16,
+    name="vae",
+    widths=(96, 128),
+    blocks=(1, 1),
+    strides=((1, 4), (4, 2)),
+    taps=2,
+    latent_channels=16,
     dtype="float32",
-  )  # fmt: skip
+  )
   c.data = dict(
     path="runs/demo/clips", frames=9, height=32, width=32, rows=16, threads=2, prefetch=4
   )
@@ -50,21 +59,47 @@ def dit() -> ConfigDict:
   c = common.base(total_steps=1500)
   c.world = world(4000)
   c.data = dict(
-    path="runs/demo/latents", slots=256, caption_slots=160, segments=16, rows=16, caption_dropout=0.1,
-    given_first_frame=0.0, threads=2, prefetch=4,
-  )  # fmt: skip
+    path="runs/demo/latents",
+    slots=256,
+    caption_slots=160,
+    segments=16,
+    rows=16,
+    caption_dropout=0.1,
+    given_first_frame=0.0,
+    threads=2,
+    prefetch=4,
+  )
   c.model = dict(
-    name="dit", width=192, depth=6, heads=4, patch=(1, 2, 2), mlp="swiglu", mlp_ratio=4.0, dtype="float32",
-    prediction="clean", zero_init=True, attention_backend="xla", remat="none",
-  )  # fmt: skip
+    name="dit",
+    width=192,
+    depth=6,
+    heads=4,
+    patch=(1, 2, 2),
+    mlp="swiglu",
+    mlp_ratio=4.0,
+    dtype="float32",
+    prediction="clean",
+    zero_init=True,
+    attention_backend="xla",
+    remat="none",
+  )
   c.diffusion = dict(
-    density=dict(name="logit_normal", mean=0.5, std=1.0, base_tokens=12, shift_exponent=0.0), t_min=0.05
+    density=dict(name="logit_normal", mean=0.5, std=1.0, base_tokens=12, shift_exponent=0.0),
+    t_min=0.05,
   )
   c.optim = common.optimizer(lr=1e-3, warmup_steps=50)
   c.every = dict(log_steps=20, checkpoint_steps=500, evaluate_steps=250)
   c.evaluate = dict(batches=4)
   c.sample = dict(
-    seconds=1.125, width=32, height=32, fps=8.0, steps=25, guidance=3.0, solver="euler", shift=1.0, rows=16
+    seconds=1.125,
+    width=32,
+    height=32,
+    fps=8.0,
+    steps=25,
+    guidance=3.0,
+    solver="euler",
+    shift=1.0,
+    rows=16,
   )
   return c
 

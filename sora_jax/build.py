@@ -18,14 +18,14 @@ from sora_jax.attention.registry import segment_attention
 from sora_jax.diffusion.time import make_density
 from sora_jax.evals.held_out import make_held_out_loss, make_reconstruction_score
 from sora_jax.generate.sample import Sampler
-from sora_jax.models.dit import DiT
 from sora_jax.models.dit import RULES as DIT_RULES
+from sora_jax.models.dit import DiT
 from sora_jax.models.frozen_vae import FrozenVAE
 from sora_jax.models.vae import make_codec
+from sora_jax.nn.block import mlp_hidden
 from sora_jax.parallel.mesh import make_mesh, make_put
 from sora_jax.parallel.rules import REPLICATED
 from sora_jax.train.dit_loss import make_dit_loss
-from sora_jax.nn.block import mlp_hidden
 from sora_jax.train.flops import count_clips, count_packed, forward_flops
 from sora_jax.train.loop import Hook
 from sora_jax.train.optim import make_optimizer
@@ -46,9 +46,12 @@ def build_mesh(config):
 def build_schedule(config) -> Schedule:
   """Lengths and intervals of a run."""
   return Schedule(
-    config.total_steps, config.every.log_steps, config.every.checkpoint_steps,
-    config.keep.checkpoints, config.keep.period_steps,
-  )  # fmt: skip
+    config.total_steps,
+    config.every.log_steps,
+    config.every.checkpoint_steps,
+    config.keep.checkpoints,
+    config.keep.period_steps,
+  )
 
 
 def build_optimizer(config):
@@ -63,9 +66,11 @@ def dit_settings(config, *, latent_channels: int, text: dict) -> dict:
   pt, ph, pw = config.model.patch
   names = ("width", "depth", "heads", "mlp", "mlp_ratio", "dtype", "zero_init")
   return dict(
-    {name: config.model[name] for name in names}, patch_dim=latent_channels * pt * ph * pw,
-    state_width=text["width"], vocabulary=text["vocabulary"],
-  )  # fmt: skip
+    {name: config.model[name] for name in names},
+    patch_dim=latent_channels * pt * ph * pw,
+    state_width=text["width"],
+    vocabulary=text["vocabulary"],
+  )
 
 
 def dit_structure(settings: dict):
@@ -76,18 +81,27 @@ def dit_structure(settings: dict):
 def loss_settings(config) -> dict:
   """What loss and held-out loss share."""
   return dict(
-    prediction=config.model.prediction, t_min=config.diffusion.t_min, seed=config.seed,
-    attend=segment_attention(config.model.attention_backend), remat=config.model.remat,
-  )  # fmt: skip
+    prediction=config.model.prediction,
+    t_min=config.diffusion.t_min,
+    seed=config.seed,
+    attend=segment_attention(config.model.attention_backend),
+    remat=config.model.remat,
+  )
 
 
 def packed_batches(config, dataset: Dataset, cursor, *, split: str, dropout: float, given: float):
   """The loader of `config.data` on a split."""
   names = ("slots", "caption_slots", "segments", "rows", "threads", "prefetch")
   return latent_batches(
-    dataset, split=split, seed=config.seed, patch=tuple(config.model.patch), caption_dropout=dropout,
-    given_first_frame=given, cursor=cursor, **{name: config.data[name] for name in names},
-  )  # fmt: skip
+    dataset,
+    split=split,
+    seed=config.seed,
+    patch=tuple(config.model.patch),
+    caption_dropout=dropout,
+    given_first_frame=given,
+    cursor=cursor,
+    **{name: config.data[name] for name in names},
+  )
 
 
 def dit_task(config, dataset: Dataset, mesh) -> Task:
@@ -106,20 +120,29 @@ def dit_task(config, dataset: Dataset, mesh) -> Task:
   return Task(
     init=lambda: nnx.state(DiT(**settings, rngs=nnx.Rngs(config.seed))),
     loss=make_dit_loss(structure, make_density(**config.diffusion.density), **shared),
-    optimizer=optimizer, ema_decay=ema_decay, rules=DIT_RULES,
+    optimizer=optimizer,
+    ema_decay=ema_decay,
+    rules=DIT_RULES,
     batches=lambda cursor: packed_batches(
-      config, dataset, cursor, split="train", dropout=config.data.caption_dropout,
+      config,
+      dataset,
+      cursor,
+      split="train",
+      dropout=config.data.caption_dropout,
       given=config.data.given_first_frame,
     ),
-    count=partial(count_packed, **flop_settings(settings)), hooks=hooks,
+    count=partial(count_packed, **flop_settings(settings)),
+    hooks=hooks,
     dataset_fingerprint=dataset.fingerprint,
-  )  # fmt: skip
+  )
 
 
 def check_prediction(config):
   """Raises BadInput for what a network cannot predict."""
   if config.model.prediction not in ("clean", "velocity"):
-    raise BadInput(f"dit: prediction={config.model.prediction!r} is not one of ['clean', 'velocity'].")
+    raise BadInput(
+      f"dit: prediction={config.model.prediction!r} is not one of ['clean', 'velocity']."
+    )
 
 
 def flop_settings(settings: dict) -> dict:
@@ -141,15 +164,22 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
   batches = partial(clips_of, config, dataset)
   hooks = []
   if config.every.evaluate_steps and len(dataset.indices("held_out")):
-    kept = [make_put(mesh)(b) for b in islice(batches(None, split="held_out"), config.evaluate.batches)]
+    kept = [
+      make_put(mesh)(b) for b in islice(batches(None, split="held_out"), config.evaluate.batches)
+    ]
     score = make_reconstruction_score(kept, loss)
     hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
   return Task(
-    init=lambda: nnx.state(make_codec(codec, seed=config.seed)), loss=loss, optimizer=optimizer,
-    ema_decay=ema_decay, rules=REPLICATED, batches=batches,
-    count=partial(count_clips, **clip_cost(codec, config.data)), hooks=hooks,
+    init=lambda: nnx.state(make_codec(codec, seed=config.seed)),
+    loss=loss,
+    optimizer=optimizer,
+    ema_decay=ema_decay,
+    rules=REPLICATED,
+    batches=batches,
+    count=partial(count_clips, **clip_cost(codec, config.data)),
+    hooks=hooks,
     dataset_fingerprint=dataset.fingerprint,
-  )  # fmt: skip
+  )
 
 
 def clips_of(config, dataset: Dataset, cursor, *, split: str = "train"):
@@ -178,7 +208,12 @@ def build_sampler(config, params, vae: FrozenVAE, text: dict) -> Sampler:
   """Sampler of a trained DiT."""
   structure = dit_structure(dit_settings(config, latent_channels=vae.latent_channels, text=text))
   return Sampler(
-    structure, params, patch=config.model.patch, latent_channels=vae.latent_channels,
-    state_width=text["width"], prediction=config.model.prediction, t_min=config.diffusion.t_min,
+    structure,
+    params,
+    patch=config.model.patch,
+    latent_channels=vae.latent_channels,
+    state_width=text["width"],
+    prediction=config.model.prediction,
+    t_min=config.diffusion.t_min,
     attend=segment_attention(config.model.attention_backend),
-  )  # fmt: skip
+  )

@@ -18,10 +18,17 @@ def clip_record(clip: WorldClip) -> ClipRecord:
   truth = io.BytesIO()
   np.savez_compressed(truth, **clip.truth)
   return ClipRecord(
-    id=clip.source, source=clip.source, licence=LICENCE, split=clip.split, start_frame=0, fps=clip.fps,
-    video=clip.video, captions=tuple(clip.captions), attributes=json.dumps(clip.attributes),
+    id=clip.source,
+    source=clip.source,
+    licence=LICENCE,
+    split=clip.split,
+    start_frame=0,
+    fps=clip.fps,
+    video=clip.video,
+    captions=tuple(clip.captions),
+    attributes=json.dumps(clip.attributes),
     truth=truth.getvalue(),
-  )  # fmt: skip
+  )
 
 
 def world_records(world: Mapping) -> Iterator[ClipRecord]:
@@ -38,7 +45,10 @@ def world_records(world: Mapping) -> Iterator[ClipRecord]:
   names = ("frames", "width", "height", "fps", "weight")
   specs = [dict(zip(names, spec, strict=True)) for spec in world["formats"]]
   clips = world_clips(
-    world["seed"], world["clips"], specs=specs, families=world["families"],
+    world["seed"],
+    world["clips"],
+    specs=specs,
+    families=world["families"],
     held_out_fraction=world["held_out_fraction"],
-  )  # fmt: skip
+  )
   return (clip_record(clip) for clip in clips)

@@ -24,7 +24,7 @@ def xla_segment_attention(
     Attention output in the dtype of `q`.
   """
   scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-  same = (segment[:, None, :, None] == segment[:, None, None, :])
+  same = segment[:, None, :, None] == segment[:, None, None, :]
   scores = jnp.where(same, scores * q.shape[-1] ** -0.5, _MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   return jnp.einsum("bhqk,bkhd->bqhd", weights, v)

@@ -15,9 +15,11 @@ SHARD_BYTES = 2**28
 
 def parser():
   p = make_parser(
-    "data", "Builds the generated dataset that config.world describes.",
-    "sora data --config=experiments/demo.py --out=runs/demo/clips", config=True,
-  )  # fmt: skip
+    "data",
+    "Builds the generated dataset that config.world describes.",
+    "sora data --config=experiments/demo.py --out=runs/demo/clips",
+    config=True,
+  )
   p.add_argument("--out", required=True, help="folder of the dataset")
   return p
 
@@ -37,7 +39,9 @@ def make_world(world: dict, out: Path) -> Dataset:
   if (out / "meta.json").exists():
     dataset = Dataset.open(out, kind="clip")
     if dataset.meta.get("world") != world:
-      raise BadInput(f"data: {out} holds a dataset of another config. Give another --out, or remove it.")
+      raise BadInput(
+        f"data: {out} holds a dataset of another config. Give another --out, or remove it."
+      )
     say(f"data: {out} is there already, {len(dataset)} clips")
     return dataset
   meta = {"world": world}

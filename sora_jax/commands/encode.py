@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
-import numpy as np
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
@@ -24,9 +23,10 @@ TEXT_CLIPS = 512  # clips whose captions are encoded together
 
 def parser():
   p = make_parser(
-    "encode", "Encodes clip records with a trained VAE and a text encoder.",
+    "encode",
+    "Encodes clip records with a trained VAE and a text encoder.",
     "sora encode --workdir=runs/demo/vae --text=minilm --data=runs/demo/clips --out=runs/demo/latents",
-  )  # fmt: skip
+  )
   p.add_argument("--workdir", required=True, help="finished run of a VAE")
   p.add_argument("--text", default="minilm", help="text encoder: minilm (token states) or bytes")
   p.add_argument("--text-folder", help="folder with the encoder's files; default: its package")
@@ -34,7 +34,10 @@ def parser():
   p.add_argument("--out", required=True, help="folder of the latent dataset")
   p.add_argument("--rows", type=int, default=64, help="clips encoded at once (default 64)")
   p.add_argument(
-    "--patch-side", type=int, default=2, help="sides become multiples of so many latents (default 2)"
+    "--patch-side",
+    type=int,
+    default=2,
+    help="sides become multiples of so many latents (default 2)",
   )
   p.add_argument("--captions", type=int, default=4, help="captions kept of each clip (default 4)")
   return p
@@ -45,13 +48,26 @@ def run(args) -> dict:
   vae = load_frozen_vae(Path(args.workdir) / "frozen" / "vae")
   clips = Dataset.open(args.data, kind="clip")
   dataset = encode_dataset(
-    clips, vae, encoder, Path(args.out), rows=args.rows, patch_side=args.patch_side, captions=args.captions
+    clips,
+    vae,
+    encoder,
+    Path(args.out),
+    rows=args.rows,
+    patch_side=args.patch_side,
+    captions=args.captions,
   )
   return {"out": str(args.out), "clips": len(dataset), "fingerprint": dataset.fingerprint}
 
 
 def encode_dataset(
-  clips: Dataset, vae: FrozenVAE, encoder: TextEncoder, out: Path, *, rows: int, patch_side: int, captions: int
+  clips: Dataset,
+  vae: FrozenVAE,
+  encoder: TextEncoder,
+  out: Path,
+  *,
+  rows: int,
+  patch_side: int,
+  captions: int,
 ) -> Dataset:
   """Writes the latents of `clips`, or opens them when they are there already.
 
@@ -59,9 +75,12 @@ def encode_dataset(
     BadInput: the folder holds latents of other clips, another VAE or text encoder.
   """
   meta = {
-    "clips": clips.fingerprint, "vae": vae.fingerprint, "text": describe(encoder),
-    "patch_side": patch_side, "captions": captions,
-  }  # fmt: skip
+    "clips": clips.fingerprint,
+    "vae": vae.fingerprint,
+    "text": describe(encoder),
+    "patch_side": patch_side,
+    "captions": captions,
+  }
   if (out / "meta.json").exists():
     dataset = Dataset.open(out, kind="latent")
     changed = [key for key in meta if dataset.meta.get(key) != meta[key]]
@@ -78,14 +97,18 @@ def encode_dataset(
     for record in track(latent_records(encoded, encoder), "encode", len(clips)):
       writer.add(record)
     statistics = {"mean": vae.mean, "std": vae.std}
-    save_frozen_vae(writer.folder / "vae", config=vae.config, params=vae.params, statistics=statistics)
+    save_frozen_vae(
+      writer.folder / "vae", config=vae.config, params=vae.params, statistics=statistics
+    )
     save_text_encoder(encoder, writer.folder / "text")
   return Dataset.open(out, kind="latent")
 
 
 def trim(record: ClipRecord, captions: int) -> ClipRecord:
   """The record with its first captions, and a single frame in place of its video to save memory."""
-  return dataclasses.replace(record, video=record.video[:1, :1, :1], captions=record.captions[:captions])
+  return dataclasses.replace(
+    record, video=record.video[:1, :1, :1], captions=record.captions[:captions]
+  )
 
 
 def latent_records(encoded, encoder: TextEncoder) -> Iterator[LatentRecord]:
@@ -105,11 +128,21 @@ def _with_text(items, encoder):
   states = dict(zip(words, encoder.encode(words), strict=True)) if encoder.width else {}
   for record, latent, (frames, height, width), crop in items:
     yield LatentRecord(
-      id=record.id, source=record.source, licence=record.licence, split=record.split,
-      start_frame=record.start_frame, frames=frames, height=height, width=width,
-      crop=crop, fps=record.fps, latent=latent.astype(ml_dtypes.bfloat16), captions=record.captions,
+      id=record.id,
+      source=record.source,
+      licence=record.licence,
+      split=record.split,
+      start_frame=record.start_frame,
+      frames=frames,
+      height=height,
+      width=width,
+      crop=crop,
+      fps=record.fps,
+      latent=latent.astype(ml_dtypes.bfloat16),
+      captions=record.captions,
       text_ids=tuple(ids[c] for c in record.captions),
       text_states=tuple(states[c].astype(ml_dtypes.bfloat16) for c in record.captions) or None
-      if states else None,
+      if states
+      else None,
       attributes=record.attributes,
-    )  # fmt: skip
+    )

@@ -11,17 +11,22 @@ from sora_jax.commands.progress import say
 
 def parser():
   p = make_parser(
-    "inspect", "Shows step, counters, hashes and config of a run, or counts and pack efficiency of a dataset.",
+    "inspect",
+    "Shows step, counters, hashes and config of a run, or counts and pack efficiency of a dataset.",
     """
     sora inspect --workdir=runs/demo/dit --json
     sora inspect --data=runs/demo/latents --slots=256 --rows=16 --ranks=4 --json
     """,
-  )  # fmt: skip
+  )
   where = p.add_mutually_exclusive_group(required=True)
   where.add_argument("--workdir", help="run of sora train")
   where.add_argument("--data", help="dataset of clip or latent records")
-  p.add_argument("--slots", type=int, default=0, help="token slots a row: also packs the train split")
-  p.add_argument("--ranks", type=int, default=1, help="data-parallel ranks for the imbalance (default 1)")
+  p.add_argument(
+    "--slots", type=int, default=0, help="token slots a row: also packs the train split"
+  )
+  p.add_argument(
+    "--ranks", type=int, default=1, help="data-parallel ranks for the imbalance (default 1)"
+  )
   p.add_argument("--rows", type=int, default=0, help="rows a step (default: one a rank)")
   p.add_argument("--patch", type=int, nargs=3, default=(1, 2, 2), metavar=("T", "H", "W"))
   return p
@@ -31,7 +36,15 @@ def run(args) -> dict:
   if args.workdir:
     facts = describe_run(args.workdir)
     if not args.json:
-      for key in ("step", "tokens_seen", "clips_seen", "parameters", "params_sha256", "ema_sha256", "opt_sha256"):
+      for key in (
+        "step",
+        "tokens_seen",
+        "clips_seen",
+        "parameters",
+        "params_sha256",
+        "ema_sha256",
+        "opt_sha256",
+      ):
         say(f"{key:14} {facts[key]}")
     return facts
   facts = describe_dataset(args.data)
@@ -48,9 +61,13 @@ def describe_packing(args) -> dict:
     raise BadInput(f"inspect: --slots={args.slots}, --ranks={args.ranks} must be positive.")
   dataset = Dataset.open(args.data, kind="latent")
   settings = PackSettings(
-    slots=args.slots, caption_slots=args.slots, segments=args.slots, rows=args.rows or args.ranks,
-    patch=tuple(args.patch), caption_dropout=0.0,
-  )  # fmt: skip
+    slots=args.slots,
+    caption_slots=args.slots,
+    segments=args.slots,
+    rows=args.rows or args.ranks,
+    patch=tuple(args.patch),
+    caption_dropout=0.0,
+  )
   plan = plan_epoch(
     dataset.index, dataset.indices("train"), settings, seed=0, epoch=0, dataset=dataset.fingerprint
   )

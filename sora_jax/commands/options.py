@@ -24,7 +24,10 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False):
   parser.add_argument("--json", action="store_true", help="only the result, as JSON on stdout")
   if config:
     parser.add_argument(
-      "--config", required=True, metavar="FILE.py[:ARG]", help="experiment; --config.a.b=value overrides"
+      "--config",
+      required=True,
+      metavar="FILE.py[:ARG]",
+      help="experiment; --config.a.b=value overrides",
     )
     parser.parse_args = lambda argv: _parse_with_config(parser, argv)
   return parser
@@ -58,7 +61,9 @@ def load_config(words: list[str]):
   path = next(w.split("=", 1)[1] for w in words if w.startswith("--config="))
   if not os.path.isfile(path.partition(":")[0]):
     raise BadInput(f"config: no file {path.partition(':')[0]!r}. Give --config=FILE.py[:arg].")
-  holder = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+  holder = config_flags.DEFINE_config_file(
+    "config", flag_values=values, lock_config=True, sys_argv=["sora", *words]
+  )
   folder = os.getcwd()
   if folder not in sys.path:  # an experiment imports experiments.common
     sys.path.insert(0, folder)
@@ -86,9 +91,12 @@ def _explain(error, words, path):
 def _known_keys(path):
   """Dotted names of every setting of a config file, or nothing when it does not load."""
   values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+  argv = ["sora", f"--config={path}"]
+  holder = config_flags.DEFINE_config_file(
+    "config", flag_values=values, lock_config=True, sys_argv=argv
+  )
   try:
-    values(["sora", f"--config={path}"])
+    values(argv)
     return flatten(holder.value.to_dict())
   except Exception:  # the first error is the one to report
     return {}

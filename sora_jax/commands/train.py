@@ -28,12 +28,14 @@ STATISTICS_CLIPS = 256  # training clips that the latents' mean and std are meas
 
 def parser():
   p = make_parser(
-    "train", "Trains what the config describes. An existing workdir is resumed.",
+    "train",
+    "Trains what the config describes. An existing workdir is resumed.",
     """
     sora train --config=experiments/demo.py:debug --workdir=runs/debug
     sora train --config=experiments/demo.py:dit --workdir=runs/demo/dit --config.total_steps=2000
-    """, config=True,
-  )  # fmt: skip
+    """,
+    config=True,
+  )
   p.add_argument("--workdir", required=True, help="folder of the run")
   return p
 
@@ -43,7 +45,9 @@ def run(args) -> dict:
   make_workdir(workdir)
   is_dit = config.model.name == "dit"
   if not is_dit and config.model.name not in CODECS:
-    raise BadInput(f"train: model.name={config.model.name!r} is not one of {['dit', *sorted(CODECS)]}.")
+    raise BadInput(
+      f"train: model.name={config.model.name!r} is not one of {['dit', *sorted(CODECS)]}."
+    )
   mesh = build.build_mesh(config)
   dataset = open_data(config, workdir, kind="latent" if is_dit else "clip")
   if is_dit:
@@ -51,15 +55,22 @@ def run(args) -> dict:
   with jax.set_mesh(mesh):
     task = (build.dit_task if is_dit else build.vae_task)(config, dataset, mesh)
     state, progress = train(
-      task, workdir, json.loads(config.to_json()), build.build_schedule(config), mesh,
-      init_from=config.init_from, init_weights=config.init_weights,
-    )  # fmt: skip
+      task,
+      workdir,
+      json.loads(config.to_json()),
+      build.build_schedule(config),
+      mesh,
+      init_from=config.init_from,
+      init_weights=config.init_weights,
+    )
   if not is_dit:
     export_vae(config, state.ema, dataset, workdir)
   return {
-    "workdir": str(workdir), "step": int(state.step), "tokens_seen": progress.tokens_seen,
+    "workdir": str(workdir),
+    "step": int(state.step),
+    "tokens_seen": progress.tokens_seen,
     "clips_seen": progress.clips_seen,
-  }  # fmt: skip
+  }
 
 
 def make_workdir(workdir: Path) -> None:
@@ -70,7 +81,9 @@ def make_workdir(workdir: Path) -> None:
     probe.touch()
     probe.unlink()
   except OSError as error:
-    raise BadInput(f"train: --workdir={workdir} cannot be written ({error.strerror}). Name another.") from error
+    raise BadInput(
+      f"train: --workdir={workdir} cannot be written ({error.strerror}). Name another."
+    ) from error
 
 
 def open_data(config, workdir: Path, *, kind: str) -> Dataset:
@@ -85,7 +98,13 @@ def open_data(config, workdir: Path, *, kind: str) -> Dataset:
   vae = FrozenVAE(codec, params, measure_statistics(codec, params, clips))
   encoder = load_text_encoder(config.codec_text)
   return encode_dataset(
-    clips, vae, encoder, workdir / "data" / "latents", rows=16, patch_side=config.model.patch[1], captions=4
+    clips,
+    vae,
+    encoder,
+    workdir / "data" / "latents",
+    rows=16,
+    patch_side=config.model.patch[1],
+    captions=4,
   )
 
 
@@ -106,7 +125,10 @@ def export_vae(config, params, clips: Dataset, workdir: Path) -> None:
   codec = config.model.to_dict()
   statistics = measure_statistics(codec, params, clips)
   mark = save_frozen_vae(
-    workdir / "frozen" / "vae", config=json.loads(json.dumps(codec)), params=params, statistics=statistics
+    workdir / "frozen" / "vae",
+    config=json.loads(json.dumps(codec)),
+    params=params,
+    statistics=statistics,
   )
   say(f"train: VAE kept in {workdir / 'frozen' / 'vae'} ({mark[:12]})")
 

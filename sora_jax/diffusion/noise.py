@@ -54,8 +54,8 @@ def token_normal(
   index = jnp.maximum(token_index, 0).astype(jnp.uint32)
 
   def row(keys, slot, index):
-    return jax.vmap(
-      lambda i, j: jax.random.normal(jax.random.fold_in(keys[i], j), (features,))
-    )(slot, index)
+    return jax.vmap(lambda i, j: jax.random.normal(jax.random.fold_in(keys[i], j), (features,)))(
+      slot, index
+    )
 
   return jax.vmap(row)(keys, slot, index)

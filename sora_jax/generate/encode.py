@@ -43,7 +43,11 @@ def fit_clip(frames: int, height: int, width: int, vae, patch_side: int) -> tupl
       f"encode: a clip of {width}x{height}, {frames} frames is smaller than one patch "
       f"({side}x{side} pixels). Leave it out, or use a smaller patch."
     )
-  return 1 + (frames - 1) // vae.time_factor * vae.time_factor, height // side * side, width // side * side
+  return (
+    1 + (frames - 1) // vae.time_factor * vae.time_factor,
+    height // side * side,
+    width // side * side,
+  )
 
 
 def centre_crop(height: int, width: int, h: int, w: int) -> tuple[int, int, int, int]:
@@ -93,14 +97,18 @@ def _encode_group(vae, group, rows):
     yield Encoded(key, latent, batch.shape[1:4], crop)
 
 
-def latent_shape(seconds: float, width: int, height: int, fps: float, vae, patch) -> tuple[int, int, int]:
+def latent_shape(
+  seconds: float, width: int, height: int, fps: float, vae, patch
+) -> tuple[int, int, int]:
   """Latent (f, h, w) of a video of about `seconds`: at least one frame, 1 + time_factor·k of them.
 
   Raises:
     BadInput: a size that VAE and patch cannot make, or a length or rate that is not positive.
   """
   if not seconds >= 0 or not fps > 0:
-    raise BadInput(f"sample: seconds={seconds}, fps={fps} must be positive (0 seconds is an image).")
+    raise BadInput(
+      f"sample: seconds={seconds}, fps={fps} must be positive (0 seconds is an image)."
+    )
   for name, value in (("width", width), ("height", height)):
     if value < 1 or value % vae.space_factor:
       raise BadInput(

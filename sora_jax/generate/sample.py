@@ -74,7 +74,12 @@ class Sampler:
     self.latent_channels = latent_channels
     self.patch_dim = latent_channels * int(np.prod(patch))
     run = partial(
-      _sample, structure, prediction=prediction, t_min=t_min, attend=attend, patch_dim=self.patch_dim
+      _sample,
+      structure,
+      prediction=prediction,
+      t_min=t_min,
+      attend=attend,
+      patch_dim=self.patch_dim,
     )
     self._run = jax.jit(run, static_argnames=("guided", "solver", "seed"))
 
@@ -89,9 +94,14 @@ class Sampler:
     batch = self._rows(captions, negatives, draws, shape)
     times = time_grid(settings.steps, settings.alpha)
     patches = self._run(
-      self.params, batch, times, jnp.float32(settings.guidance), guided=settings.guidance != 1.0,
-      solver=settings.solver, seed=settings.seed,
-    )  # fmt: skip
+      self.params,
+      batch,
+      times,
+      jnp.float32(settings.guidance),
+      guided=settings.guidance != 1.0,
+      solver=settings.solver,
+      seed=settings.seed,
+    )
     count = token_count(shape[:3], self.patch)
     return np.stack([unpatchify(row[:count], shape[:3], self.patch) for row in np.asarray(patches)])
 
@@ -118,9 +128,14 @@ class Sampler:
     empty = np.zeros((0, self.state_width), np.float32) if self.state_width else None
     caption = caption or Caption(np.zeros(0, np.int32), empty)
     return Segment(
-      patches=np.zeros((patches, self.patch_dim), np.float32), shape=tuple(shape[:3]), patch=self.patch,
-      fps=shape.fps, text_ids=caption.ids, text_states=caption.states, draw=draw,
-    )  # fmt: skip
+      patches=np.zeros((patches, self.patch_dim), np.float32),
+      shape=tuple(shape[:3]),
+      patch=self.patch,
+      fps=shape.fps,
+      text_ids=caption.ids,
+      text_states=caption.states,
+      draw=draw,
+    )
 
 
 def slots_of_patches(batch, segment: int):
@@ -133,7 +148,19 @@ def slots_of_patches(batch, segment: int):
 
 
 def _sample(
-  structure, params, batch, times, guidance, *, guided, solver, seed, prediction, t_min, attend, patch_dim
+  structure,
+  params,
+  batch,
+  times,
+  guidance,
+  *,
+  guided,
+  solver,
+  seed,
+  prediction,
+  t_min,
+  attend,
+  patch_dim,
 ):
   """Integrates z [b,n,p], whose entry j is patch j of the row's sample (zeros beyond the last)."""
   model = nnx.merge(structure, params)

@@ -22,7 +22,10 @@ RULES = (
   (r"blocks/(attention/norm_[qk]/scale|mlp/(into|out)/bias|table)", PartitionSpec()),
   (r"(level/(into|out)|modulation|head_modulation|caption/states)/kernel", PartitionSpec("fsdp")),
   (r"(patches|head)/kernel|caption/(null|table)", PartitionSpec()),
-  (r"(level/(into|out)|modulation|head_modulation|caption/states|patches|head)/bias", PartitionSpec()),
+  (
+    r"(level/(into|out)|modulation|head_modulation|caption/states|patches|head)/bias",
+    PartitionSpec(),
+  ),
 )
 
 
@@ -40,9 +43,20 @@ class DiT(nnx.Module):
   """
 
   def __init__(
-    self, *, patch_dim, width, depth, heads, mlp, mlp_ratio, state_width, vocabulary, dtype, zero_init,
+    self,
+    *,
+    patch_dim,
+    width,
+    depth,
+    heads,
+    mlp,
+    mlp_ratio,
+    state_width,
+    vocabulary,
+    dtype,
+    zero_init,
     rngs: nnx.Rngs,
-  ):  # fmt: skip
+  ):
     if dtype not in DTYPES:
       raise BadInput(f"dit: dtype={dtype!r} is not one of {sorted(DTYPES)}.")
     self.head_dim, self.dtype = width // heads, DTYPES[dtype]
@@ -84,7 +98,9 @@ class DiT(nnx.Module):
     condition = nnx.silu(self.level(t))
     angles = rotary_angles(batch["position"], self.head_dim)
     attend_here = lambda q, k, v: attend(q, k, v, batch["segment"])  # noqa: E731
-    x = self._run_blocks(x, self.modulation(condition), batch["level_index"], angles, attend_here, remat)
+    x = self._run_blocks(
+      x, self.modulation(condition), batch["level_index"], angles, attend_here, remat
+    )
     levels = gather_rows(self.head_modulation(condition), batch["level_index"])
     return self.head(modulate(x, *jnp.split(levels, 2, -1)))
 

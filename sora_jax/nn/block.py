@@ -80,7 +80,9 @@ class Block(nnx.Module):
 
   def __call__(self, x, shared, level_index, angles, attend):
     levels = shared + self.table[...].reshape(-1)  # [b,u,6d], float32
-    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(gather_rows(levels, level_index), 6, -1)
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
+      gather_rows(levels, level_index), 6, -1
+    )
     h = modulate(x, shift1, scale1).astype(self.dtype)
     x = x + (gate1 * self.attention(h, angles, attend)).astype(x.dtype)
     h = modulate(x, shift2, scale2).astype(self.dtype)

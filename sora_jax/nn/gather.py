@@ -31,8 +31,6 @@ _take.defvjp(_take_forward, _take_backward)
 
 
 @typed
-def gather_rows(
-  values: Float[Array, "b u d"], index: Int[Array, "b n"]
-) -> Float[Array, "b n d"]:
+def gather_rows(values: Float[Array, "b u d"], index: Int[Array, "b n"]) -> Float[Array, "b n d"]:
   """values[b, index[b, n]] for every slot; an index of -1 gives zeros."""
   return _take(values, index)

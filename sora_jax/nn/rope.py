@@ -21,7 +21,9 @@ def rotary_frequencies(head_dim: int) -> np.ndarray:
   periods of an axis are spaced geometrically.
   """
   if head_dim % 8:
-    raise BadInput(f"rope: head_dim={head_dim} is not a multiple of 8. Change model.width or heads.")
+    raise BadInput(
+      f"rope: head_dim={head_dim} is not a multiple of 8. Change model.width or heads."
+    )
   pairs = head_dim // 2
   quarter = pairs // 4
   counts = (pairs - 3 * quarter, quarter, quarter, quarter)

@@ -58,9 +58,16 @@ def make_dit_loss(structure, density, *, prediction, t_min, seed, attend, remat)
     del frozen  # token states come with the batch
     times = segment_times(batch, density, seed)
     error, weight, t = dit_errors(
-      params, structure, batch, times, prediction=prediction, t_min=t_min, seed=seed, attend=attend,
+      params,
+      structure,
+      batch,
+      times,
+      prediction=prediction,
+      t_min=t_min,
+      seed=seed,
+      attend=attend,
       remat=remat,
-    )  # fmt: skip
+    )
     by_time, weight_by_time = mean_by_time(error, weight, t, TIME_BINS)
     return weighted_mean(error, weight), dict(loss_by_t=by_time, weight_by_t=weight_by_time)
 

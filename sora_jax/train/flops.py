@@ -11,9 +11,17 @@ from sora_jax.train.metrics import Counts
 
 
 def dit_forward_flops(
-  patches: float, captions: float, squares: float, *, width: int, depth: int, hidden: int, gated: bool,
-  patch_dim: int, state_width: int,
-) -> float:  # fmt: skip
+  patches: float,
+  captions: float,
+  squares: float,
+  *,
+  width: int,
+  depth: int,
+  hidden: int,
+  gated: bool,
+  patch_dim: int,
+  state_width: int,
+) -> float:
   """One forward pass of the DiT.
 
   Args:
@@ -46,7 +54,9 @@ def forward_flops(function, *shapes) -> float:
   return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
 
 
-def count_clips(batch: dict[str, np.ndarray], *, flops_per_clip: float, tokens_per_clip: int) -> Counts:
+def count_clips(
+  batch: dict[str, np.ndarray], *, flops_per_clip: float, tokens_per_clip: int
+) -> Counts:
   """What a VAE batch holds: equal windows, so each costs the same; its tokens are latent positions."""
   clips = len(batch["video"])
   return Counts(tokens=clips * tokens_per_clip, clips=clips, flops=clips * flops_per_clip)

@@ -93,7 +93,25 @@ def check_resume(saved: dict, now: dict) -> list[str]:
   Raises:
     BadInput: a setting, the dataset or the pack plan changed, which may not.
   """
-  changed = changes(saved["config"], now["config"])
+  changed = check_config(saved["config"], now["config"])
+  for key, what in (("dataset_fingerprint", "dataset"), ("plan_fingerprint", "pack plan")):
+    if saved[key] != now[key]:
+      raise BadInput(
+        f"resume: {key}={now[key]} is not the checkpoint's {saved[key]} (another {what})."
+        f" Use a new --workdir, or the {what} that the run began with."
+      )
+  return _schedule_warning(changed, now["config"]) + _environment_warning(saved, now)
+
+
+def check_config(saved: dict, now: dict) -> dict[str, tuple]:
+  """Compares the configs alone, before anything is built from the new one.
+
+  Returns:
+    The changes, all of them allowed: flat name -> (saved, now).
+  Raises:
+    BadInput: a setting changed that may not.
+  """
+  changed = changes(saved, now)
   refused = {
     name: pair
     for name, pair in changed.items()
@@ -104,13 +122,7 @@ def check_resume(saved: dict, now: dict) -> list[str]:
     settings = ", ".join(f"{name}={a}" for name, (a, _) in refused.items() if a != "absent")
     back = f", or set {settings}" if settings else ""
     raise BadInput(f"resume: {listed}. Use a new --workdir{back}.")
-  for key, what in (("dataset_fingerprint", "dataset"), ("plan_fingerprint", "pack plan")):
-    if saved[key] != now[key]:
-      raise BadInput(
-        f"resume: {key}={now[key]} is not the checkpoint's {saved[key]} (another {what})."
-        f" Use a new --workdir, or the {what} that the run began with."
-      )
-  return _schedule_warning(changed, now["config"]) + _environment_warning(saved, now)
+  return changed
 
 
 def _schedule_warning(changed: dict, config: dict) -> list[str]:

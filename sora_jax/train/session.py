@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.mesh import make_put
-from sora_jax.parallel.rules import Rules, named_leaves
+from sora_jax.parallel.rules import Rules, named_leaves, path_name
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.events import Events
 from sora_jax.train.loop import Hook, fit
 from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
-from sora_jax.train.resume import check_resume, run_facts
+from sora_jax.train.resume import check_config, check_resume, run_facts
 from sora_jax.train.state import Progress, State, abstract_state, init_state, state_shardings
 from sora_jax.train.step import make_step
 from sora_jax.train.stop import Sigterm
@@ -56,8 +56,8 @@ class Schedule(NamedTuple):
   keep_period_steps: int
 
 
-def read_weights(source: str, which: str) -> dict[str, Any]:
-  """Parameters of another run by path name, as numpy arrays.
+def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
+  """Parameters of another run by path name, as numpy arrays, and their step.
 
   Args:
     source: "RUN@STEP", or "RUN" for its newest checkpoint.
@@ -75,7 +75,8 @@ def read_weights(source: str, which: str) -> dict[str, Any]:
     latest = checkpoints.latest_step()
     if latest is None or (step and not (folder / step).is_dir()):
       raise BadInput(f"init_from: {source!r} is not saved in {folder} (newest: {latest}).")
-    return named_leaves(checkpoints.read(int(step) if step else latest, parts=(which,))[which])
+    found = int(step) if step else latest
+    return named_leaves(checkpoints.read(found, parts=(which,))[which]), found
 
 
 def replace_params(params, weights: dict[str, Any], source: str):
@@ -88,21 +89,28 @@ def replace_params(params, weights: dict[str, Any], source: str):
         f"init_from: {source!r} holds {name}={found.get(name)}, this model has {wanted.get(name)}. "
         "Start from a run of the same model, or set init_from=''."
       )
-  order = iter(named_leaves(params).items())
-  by_leaf = {id(leaf): weights[name] for name, leaf in order}
-  return jax.tree.map(lambda leaf: jnp.asarray(by_leaf[id(leaf)], leaf.dtype), params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jnp.asarray(weights[path_name(path)], leaf.dtype), params
+  )
 
 
 def start_state(task: Task, mesh, places: State, init_from: str, init_weights: str) -> State:
   """A state at step 0: fresh parameters, or those of another run; the optimiser is always fresh."""
   if not init_from:
     return jax.jit(lambda: init_state(task.init(), task.optimizer), out_shardings=places)()
-  params = replace_params(jax.jit(task.init)(), read_weights(init_from, init_weights), init_from)
+  params = replace_params(jax.jit(task.init)(), read_weights(init_from, init_weights)[0], init_from)
   return jax.jit(lambda p: init_state(p, task.optimizer), out_shardings=places)(params)
 
 
 def train(
-  task: Task, workdir: Path, config: dict, schedule: Schedule, mesh, *, init_from: str, init_weights: str
+  task: Task,
+  workdir: Path,
+  config: dict,
+  schedule: Schedule,
+  mesh,
+  *,
+  init_from: str,
+  init_weights: str,
 ) -> tuple[State, Progress]:
   """Trains `task` in `workdir` to `schedule.total_steps`; goes on where an earlier session ended.
 
@@ -117,12 +125,20 @@ def train(
   """
   shapes = jax.eval_shape(lambda: init_state(task.init(), task.optimizer))
   places = state_shardings(shapes, task.rules, mesh)
-  with Events(workdir) as events, Sigterm() as stop, Checkpoints(
-    workdir / "checkpoints", max_to_keep=schedule.keep_checkpoints,
-    keep_period=schedule.keep_period_steps or None, events=events,
-  ) as checkpoints:  # fmt: skip
+  with (
+    Events(workdir) as events,
+    Sigterm() as stop,
+    Checkpoints(
+      workdir / "checkpoints",
+      max_to_keep=schedule.keep_checkpoints,
+      keep_period=schedule.keep_period_steps or None,
+      events=events,
+    ) as checkpoints,
+  ):
     step = checkpoints.latest_step()
     cursor = None if step is None else checkpoints.describe(step)[0].cursor
+    if step is not None:
+      check_config(checkpoints.describe(step)[1]["config"], config)
     batches = task.batches(cursor)
     facts = run_facts(
       config, dataset_fingerprint=task.dataset_fingerprint, plan_fingerprint=batches.fingerprint
@@ -138,15 +154,27 @@ def train(
     cut_back(workdir, int(state.step))
     step_fn = jax.jit(
       make_step(task.loss, task.optimizer, ema_decay=task.ema_decay),
-      donate_argnums=0, out_shardings=(places, None),
-    )  # fmt: skip
+      donate_argnums=0,
+      out_shardings=(places, None),
+    )
     with MetricsWriter(workdir, total_steps=schedule.total_steps, step=int(state.step)) as report:
       return fit(
-        state, {}, batches, step_fn, total_steps=schedule.total_steps, log_steps=schedule.log_steps,
-        save_steps=schedule.checkpoint_steps, put=make_put(mesh), count=task.count, report=report,
+        state,
+        {},
+        batches,
+        step_fn,
+        total_steps=schedule.total_steps,
+        log_steps=schedule.log_steps,
+        save_steps=schedule.checkpoint_steps,
+        put=make_put(mesh),
+        count=task.count,
+        report=report,
         save=lambda n, state, progress: checkpoints.save(n, state, progress, facts),
-        progress=progress, hooks=task.hooks, stop=stop, events=events,
-      )  # fmt: skip
+        progress=progress,
+        hooks=task.hooks,
+        stop=stop,
+        events=events,
+      )
 
 
 def warn_changes(warnings: list[str], events) -> None:

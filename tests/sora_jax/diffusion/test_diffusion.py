@@ -29,7 +29,9 @@ def test_velocity_is_the_derivative_of_the_path(points):
   z = lambda t: path.interpolate(x, e, t)  # noqa: E731
   _, slope = jax.jvp(z, (t,), (jnp.ones_like(t),))
   np.testing.assert_allclose(slope, e - x, rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(path.velocity_from_clean(z(t), x, t, 0.05), e - x, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(
+    path.velocity_from_clean(z(t), x, t, 0.05), e - x, rtol=1e-3, atol=1e-4
+  )
   np.testing.assert_allclose(path.clean_from_velocity(z(t), e - x, t), x, rtol=1e-3, atol=1e-5)
 
 
@@ -87,6 +89,7 @@ def test_guidance_scale_convention():
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
 def test_solver_converges_at_its_order(solver, order):
   s = 0.5  # data N(0, s²): v = z ((1+s²)t - s²) / ((1-t)²s² + t²), whose exact flow maps e to s·e
+
   def velocity(z, t):
     return z * (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2)
 
@@ -109,7 +112,9 @@ def test_time_grid_and_bad_solver():
 def test_noise_follows_the_segment_not_its_place():
   draw = jnp.array([[[0, 7], [0, 9]]], jnp.uint32)
   here = token_normal(0, "noise", draw, jnp.array([[1, 1, 2, 0]]), jnp.array([[0, 1, 0, -1]]), 6)
-  there = token_normal(0, "noise", draw[:, ::-1], jnp.array([[1, 2, 2, 0]]), jnp.array([[0, 0, 1, -1]]), 6)
+  there = token_normal(
+    0, "noise", draw[:, ::-1], jnp.array([[1, 2, 2, 0]]), jnp.array([[0, 0, 1, -1]]), 6
+  )
   np.testing.assert_array_equal(here[0, :2], there[0, 1:3])
   np.testing.assert_array_equal(here[0, 2], there[0, 0])
   assert not np.any(here[0, 0] == here[0, 1]) and not np.any(here[0, 0] == here[0, 2])

@@ -30,11 +30,16 @@ def make_segments():
   captions = [rng.integers(1, 50, n) for n in (5, 3, 7, 2)]
   return [
     Segment(
-      patches=patchify(rng.normal(size=(*shape, 3)).astype(np.float32), PATCH), shape=shape, patch=PATCH,
-      fps=8.0 + i, text_ids=ids, dropped=i == 3, draw=2**32 * i + 11 * i,
+      patches=patchify(rng.normal(size=(*shape, 3)).astype(np.float32), PATCH),
+      shape=shape,
+      patch=PATCH,
+      fps=8.0 + i,
+      text_ids=ids,
+      dropped=i == 3,
+      draw=2**32 * i + 11 * i,
     )
     for i, (shape, ids) in enumerate(zip(SHAPES, captions, strict=True))
-  ]  # fmt: skip
+  ]
 
 
 def batch_of(rows):
@@ -48,9 +53,18 @@ def batch_of(rows):
 @pytest.fixture(scope="module")
 def model():
   dit = DiT(
-    patch_dim=12, width=64, depth=2, heads=2, mlp="swiglu", mlp_ratio=4, state_width=0, vocabulary=50,
-    dtype="float32", zero_init=False, rngs=nnx.Rngs(0),
-  )  # fmt: skip
+    patch_dim=12,
+    width=64,
+    depth=2,
+    heads=2,
+    mlp="swiglu",
+    mlp_ratio=4,
+    state_width=0,
+    vocabulary=50,
+    dtype="float32",
+    zero_init=False,
+    rngs=nnx.Rngs(0),
+  )
   return nnx.split(dit)
 
 
@@ -61,7 +75,15 @@ def segment_errors(structure, attend=ATTEND, remat="none", prediction="velocity"
   def errors(params, batch):
     times = 0.2 + 0.1 * (batch["draw"][..., 1] % 7).astype(jnp.float32)
     error, weight, _ = dit_errors(
-      params, structure, batch, times, prediction=prediction, t_min=0.05, seed=0, attend=attend, remat=remat
+      params,
+      structure,
+      batch,
+      times,
+      prediction=prediction,
+      t_min=0.05,
+      seed=0,
+      attend=attend,
+      remat=remat,
     )
     error = jnp.where(weight > 0, error, 0.0)
     return jnp.sum(error), error
@@ -110,9 +132,16 @@ def test_no_gradient_crosses_segments(model, attend, leaks):
 
   def loss(latents):
     errors, weight, _ = dit_errors(
-      params, structure, {**batch, "latents": latents}, jnp.full((4, 4), 0.5), prediction="velocity",
-      t_min=0.05, seed=0, attend=attend, remat="none",
-    )  # fmt: skip
+      params,
+      structure,
+      {**batch, "latents": latents},
+      jnp.full((4, 4), 0.5),
+      prediction="velocity",
+      t_min=0.05,
+      seed=0,
+      attend=attend,
+      remat="none",
+    )
     return jnp.sum(jnp.where(first & (weight > 0), errors, 0.0))
 
   gradient = np.asarray(jax.jit(jax.grad(loss))(batch["latents"]))
@@ -146,12 +175,22 @@ def test_given_tokens_are_clean_and_cost_nothing(model):
 
 def test_zero_init_predicts_nothing_and_bad_settings_are_named():
   settings = dict(
-    patch_dim=12, width=64, depth=1, heads=2, mlp="gelu", mlp_ratio=4, state_width=0, vocabulary=50,
-    dtype="float32", zero_init=True,
-  )  # fmt: skip
+    patch_dim=12,
+    width=64,
+    depth=1,
+    heads=2,
+    mlp="gelu",
+    mlp_ratio=4,
+    state_width=0,
+    vocabulary=50,
+    dtype="float32",
+    zero_init=True,
+  )
   model = DiT(**settings, rngs=nnx.Rngs(0))
   batch = batch_of([make_segments()])
-  output = nnx.jit(lambda m: m(batch["latents"], jnp.ones((4, 5)), batch, attend=ATTEND, remat="none"))(model)
+  output = nnx.jit(
+    lambda m: m(batch["latents"], jnp.ones((4, 5)), batch, attend=ATTEND, remat="none")
+  )(model)
   assert not np.any(output)
   for change, text in [
     (dict(dtype="float8"), "dtype='float8' is not one of"),
@@ -168,10 +207,21 @@ def test_bfloat16_compute_stays_close(model):
   structure, params = model
   batch = batch_of([make_segments()])
   half = DiT(
-    patch_dim=12, width=64, depth=2, heads=2, mlp="swiglu", mlp_ratio=4, state_width=0, vocabulary=50,
-    dtype="bfloat16", zero_init=False, rngs=nnx.Rngs(0),
-  )  # fmt: skip
-  run = nnx.jit(lambda m: m(batch["latents"], jnp.full((4, 5), 0.5), batch, attend=ATTEND, remat="none"))
+    patch_dim=12,
+    width=64,
+    depth=2,
+    heads=2,
+    mlp="swiglu",
+    mlp_ratio=4,
+    state_width=0,
+    vocabulary=50,
+    dtype="bfloat16",
+    zero_init=False,
+    rngs=nnx.Rngs(0),
+  )
+  run = nnx.jit(
+    lambda m: m(batch["latents"], jnp.full((4, 5), 0.5), batch, attend=ATTEND, remat="none")
+  )
   full = run(nnx.merge(structure, params))
   valid = np.asarray(batch["token_index"] >= 0)
   assert float(jnp.linalg.norm((run(half) - full)[valid]) / jnp.linalg.norm(full[valid])) < 0.05

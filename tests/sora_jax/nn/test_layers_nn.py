@@ -19,7 +19,9 @@ def test_rotary_scores_depend_on_relative_position_only():
   here, there = (jnp.asarray(rng.normal(size=(1, 1, 4)), jnp.float32) for _ in range(2))
   score = lambda a, b: jnp.sum(rotate(q, rotary_angles(a, 32)) * rotate(k, rotary_angles(b, 32)))  # noqa: E731
   moved = jnp.array([3.0, -2.0, 5.0, 1.0])
-  assert float(score(here, there)) == pytest.approx(float(score(here + moved, there + moved)), abs=1e-4)
+  assert float(score(here, there)) == pytest.approx(
+    float(score(here + moved, there + moved)), abs=1e-4
+  )
   assert abs(float(score(here, there)) - float(score(here, there + moved))) > 1e-2
 
 
@@ -30,7 +32,9 @@ def test_rotary_is_a_complex_product():
   angles = np.asarray(rotary_angles(jnp.asarray(position), 16))
   turned = (x[..., :8] + 1j * x[..., 8:]) * np.exp(1j * angles)[:, :, None]
   expected = np.concatenate([turned.real, turned.imag], -1)
-  np.testing.assert_allclose(rotate(jnp.asarray(x), jnp.asarray(angles)), expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    rotate(jnp.asarray(x), jnp.asarray(angles)), expected, rtol=1e-5, atol=1e-5
+  )
 
 
 def test_each_pair_turns_with_one_axis():
@@ -57,7 +61,9 @@ def test_gather_and_its_gradient_match_indexing():
 
 
 def make_block(zero_init):
-  return Block(32, 2, mlp="swiglu", mlp_ratio=4, dtype=jnp.float32, zero_init=zero_init, rngs=nnx.Rngs(0))
+  return Block(
+    32, 2, mlp="swiglu", mlp_ratio=4, dtype=jnp.float32, zero_init=zero_init, rngs=nnx.Rngs(0)
+  )
 
 
 @pytest.mark.parametrize("zero_init", [True, False])

@@ -1,0 +1,213 @@
+"""`sora demo`: the other commands in a row, from nothing to a page with measured samples."""
+
+import json
+import os
+import resource
+import subprocess
+import time
+from pathlib import Path
+
+from sora_jax.commands.entry import run_command
+from sora_jax.commands.options import make_parser
+from sora_jax.commands.progress import say
+from sora_jax.evals.report import write_report
+from sora_jax.generate.media import grid, read_mp4, strip, write_mp4, write_png
+from sora_jax.train.metrics import read_metrics
+
+CONFIG = "experiments/demo.py"
+SHOWN = 12  # samples of each group on the page
+
+
+def parser():
+  p = make_parser(
+    "demo",
+    "Builds data, trains a VAE and a DiT, samples, scores and reports. Run again, it continues.",
+    "sora demo --out=runs/demo",
+  )
+  p.add_argument("--out", required=True, help="folder of the demo")
+  return p
+
+
+def run(args) -> dict:
+  out = Path(args.out)
+  out.mkdir(parents=True, exist_ok=True)
+  seconds = Stopwatch(out / "seconds.json")
+  for name, argv in stages(out):
+    say(f"demo: {name}: sora {' '.join(argv)}")
+    with seconds(name):
+      result = run_command(argv[0], argv[1:])
+  metrics = collect_metrics(out, result, seconds.total())
+  report(out, result, metrics)
+  say(f"demo: open {out / 'index.html'}")
+  return {"out": str(out), "adherence": metrics["adherence"], "seconds": metrics["seconds"]}
+
+
+def stages(out: Path):
+  """Name and command line of every stage; each continues or reuses what is there."""
+  clips, latents, vae, dit = (str(out / name) for name in ("clips", "latents", "vae", "dit"))
+  yield "data", ["data", f"--config={CONFIG}", f"--out={clips}"]
+  yield (
+    "vae",
+    ["train", f"--config={CONFIG}:vae", f"--workdir={vae}", f"--config.data.path={clips}"],
+  )
+  yield (
+    "encode",
+    ["encode", f"--workdir={vae}", f"--data={clips}", f"--out={latents}", "--text=minilm"],
+  )
+  yield (
+    "dit",
+    ["train", f"--config={CONFIG}:dit", f"--workdir={dit}", f"--config.data.path={latents}"],
+  )
+  yield (
+    "sample",
+    [
+      "eval",
+      f"--workdir={dit}",
+      "--suite=adherence",
+      f"--data={clips}",
+      f"--out={out / 'samples'}",
+    ],
+  )
+
+
+class Stopwatch:
+  """Seconds of each stage, summed over the sessions that it took, kept in a file."""
+
+  def __init__(self, path: Path):
+    self._path = path
+    self._seconds = json.loads(path.read_text()) if path.exists() else {}
+
+  def __call__(self, name: str):
+    self._name = name
+    return self
+
+  def __enter__(self):
+    self._begin = time.perf_counter()
+
+  def __exit__(self, *_):
+    spent = time.perf_counter() - self._begin
+    self._seconds[self._name] = round(self._seconds.get(self._name, 0.0) + spent, 1)
+    self._path.write_text(json.dumps(self._seconds) + "\n")
+
+  def total(self) -> dict:
+    """Seconds by stage, the installation included where it was timed, and their total."""
+    stamp = Path(".venv/.install_seconds")
+    install = {"install": float(stamp.read_text())} if stamp.exists() else {}
+    parts = install | self._seconds
+    return {"total": round(sum(parts.values()), 1), **parts}
+
+
+def collect_metrics(out: Path, result: dict, seconds: dict) -> dict:
+  """What `metrics.json` holds."""
+  vae, dit = read_metrics(out / "vae"), read_metrics(out / "dit")
+  training = [line for line in dit if "tokens_per_second" in line]
+  psnr = next(line["held_out_psnr_db"] for line in reversed(vae) if "held_out_psnr_db" in line)
+  held_out = [line for line in dit if "held_out_loss" in line]
+  metrics = {
+    "adherence": result["adherence"],
+    "seconds": seconds,
+    "vae": {"psnr_db": psnr},
+    "dit": {
+      "steps": dit[-1]["step"],
+      "loss": dit[-1]["loss"],
+      "held_out_loss": held_out[-1]["held_out_loss"],
+      "tokens_seen": dit[-1]["tokens_seen"],
+      "clips_seen": dit[-1]["clips_seen"],
+      "tokens_per_second": median(training, "tokens_per_second"),
+      "model_gflops_per_second": median(training, "model_flops_per_second") / 1e9,
+      "data_wait_fraction": median(training, "data_wait_fraction"),
+    },
+    "samples": len(result["samples"]),
+    "sampler": result["sampler"],
+    "hardware": hardware(),
+    "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    "commit": commit(),
+  }
+  (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+  return metrics
+
+
+def median(lines: list[dict], key: str) -> float:
+  values = sorted(line[key] for line in lines)
+  return values[len(values) // 2]
+
+
+def hardware() -> dict:
+  """Processor, cores and memory of this machine."""
+  model = (
+    next(
+      (
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+      ),
+      "unknown",
+    )
+    if Path("/proc/cpuinfo").exists()
+    else "unknown"
+  )
+  pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  return {"processor": model, "cores": os.cpu_count(), "memory_gib": round(pages / 2**30, 1)}
+
+
+def commit() -> str:
+  """Commit of the code, with a plus when files differ from it."""
+  try:
+    found = subprocess.run(
+      ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    return found.stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"
+
+
+def report(out: Path, result: dict, metrics: dict) -> None:
+  """Writes samples.mp4, samples.png and the page with its loss curves."""
+  shown = [
+    s
+    for group in ("trained", "held_out")
+    for s in [x for x in result["samples"] if x["group"] == group][:SHOWN]
+  ]
+  videos = [read_mp4(out / "samples" / s["file"])[0] for s in shown]
+  sheet = grid(videos, columns=6, scale=4, captions=[s["caption"] for s in shown])
+  write_mp4(out / "samples.mp4", sheet, metrics["sampler"]["fps"])
+  rows = [strip(video, 5) for video in videos]
+  stills = grid(
+    [row[None] for row in rows], columns=3, scale=3, captions=[s["caption"] for s in shown]
+  )
+  write_png(out / "samples.png", stills[0])
+  for sample, video in zip(shown, videos, strict=True):
+    sample["poster"] = f"samples/{Path(sample['file']).with_suffix('.png')}"
+    sample["file"] = f"samples/{sample['file']}"
+    write_png(out / sample["poster"], video[0])
+    sample["group"] = {"trained": "Unseen clips", "held_out": "Combinations never trained on"}[
+      sample["group"]
+    ]
+  write_report(
+    out,
+    title="sora_jax demo",
+    metrics=metrics,
+    samples=shown,
+    curves=curves(out),
+    summary="A video model trained from scratch on this machine, and what its samples show of their captions.",
+  )
+
+
+def curves(out: Path) -> dict:
+  """Loss curves of both runs: "panel/line" -> (steps, values)."""
+  lines = {"vae": read_metrics(out / "vae"), "dit": read_metrics(out / "dit")}
+  picked = [
+    ("VAE loss", "vae", "loss"),
+    ("VAE PSNR (dB)", "vae", "held_out_psnr_db"),
+    ("DiT loss", "dit", "loss"),
+    ("DiT loss", "dit", "held_out_loss"),
+  ]
+  return {
+    f"{panel}/{key.replace('_', ' ')}": tuple(
+      [line[k] for line in lines[run] if key in line] for k in ("step", key)
+    )
+    for panel, run, key in picked
+  }

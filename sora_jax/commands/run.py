@@ -1,0 +1,58 @@
+"""A trained DiT run, opened for sampling: config, weights, and what its `frozen/` folder holds."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipeline.errors import BadInput
+from sora_jax import build
+from sora_jax.generate.pipeline import Pipeline
+from sora_jax.models.dit import DiT
+from sora_jax.models.frozen_vae import load_frozen_vae
+from sora_jax.models.text.encoder import describe
+from sora_jax.models.text.registry import load_frozen_text_encoder
+from sora_jax.train.session import read_weights, replace_params
+
+
+class Run(NamedTuple):
+  """Config (unlocked copy), the step of its weights, and the pipeline they make."""
+
+  config: Any
+  step: int
+  pipeline: Pipeline
+
+
+def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
+  """Opens a run of `sora train` at a checkpoint.
+
+  Args:
+    workdir: of a DiT.
+    step: of the checkpoint; None for the newest.
+    weights: "ema" or "params".
+  Raises:
+    BadInput: no such run or checkpoint, or it is not a DiT's.
+  """
+  folder = Path(workdir)
+  if not (folder / "config.json").is_file():
+    raise BadInput(
+      f"--workdir={workdir} holds no run (no config.json). Give a workdir of sora train."
+    )
+  config = ConfigDict(json.loads((folder / "config.json").read_text()))
+  if config.model.name != "dit":
+    raise BadInput(
+      f"--workdir={workdir} is a run of a {config.model.name}. Give the workdir of a DiT."
+    )
+  vae = load_frozen_vae(folder / "frozen" / "vae")
+  encoder = load_frozen_text_encoder(folder / "frozen" / "text")
+  text = describe(encoder)
+  settings = build.dit_settings(config, latent_channels=vae.latent_channels, text=text)
+  source = str(folder) if step is None else f"{folder}@{step}"
+  loaded, found = read_weights(source, weights)
+  shapes = nnx.state(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
+  params = replace_params(shapes, loaded, source)
+  sampler = build.build_sampler(config, jax.device_put(params), vae, text)
+  return Run(config, found, Pipeline(encoder, sampler, vae))

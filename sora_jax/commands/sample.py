@@ -1,0 +1,108 @@
+"""`sora sample`: makes video from prompts."""
+
+from pathlib import Path
+
+from data_pipeline.errors import BadInput
+from sora_jax.commands.options import make_parser
+from sora_jax.commands.progress import track
+from sora_jax.commands.run import open_run
+from sora_jax.generate.media import check_writable, write_mp4
+from sora_jax.generate.pipeline import Request
+from sora_jax.generate.sample import Settings
+
+
+def parser():
+  p = make_parser(
+    "sample",
+    "Makes video from a prompt, or one video for each line of a file.",
+    """
+    sora sample --workdir=runs/demo/dit --prompt="a large red circle drifts left" --out=red.mp4
+    sora sample --workdir=runs/demo/dit --prompts=prompts.txt --out=videos/ --seconds=2 --size=32x48
+    """,
+  )
+  p.add_argument("--workdir", required=True, help="run of a DiT")
+  what = p.add_mutually_exclusive_group(required=True)
+  what.add_argument("--prompt", help="caption of the video")
+  what.add_argument("--prompts", metavar="FILE", help="a caption a line; --out is then a folder")
+  p.add_argument("--negative-prompt", default="", help="caption to guide away from")
+  p.add_argument("--out", required=True, help="MP4 file, or with --prompts a folder for 0000.mp4 …")
+  p.add_argument("--seconds", type=float, help="length; 0 makes a single frame")
+  p.add_argument("--size", metavar="WxH", help="pixels")
+  p.add_argument("--fps", type=float, help="frames a second")
+  p.add_argument("--steps", type=int, help="solver steps")
+  p.add_argument("--guidance", type=float, help="scale s of u + s(c-u); 1 is no guidance")
+  p.add_argument("--solver", help="euler or heun")
+  p.add_argument("--shift", type=float, help="of the solver's times towards noise; 1 is none")
+  p.add_argument("--seed", type=int, default=0, help="same seed, same file")
+  p.add_argument("--step", type=int, help="checkpoint; default: the newest")
+  p.add_argument("--weights", default="ema", help="ema (default) or params")
+  p.add_argument("--crf", type=int, default=12, help="H.264 quality, 0 best to 51 (default 12)")
+  return p
+
+
+def run(args) -> dict:
+  prompts = read_prompts(args)
+  files = out_files(args, len(prompts))
+  opened = open_run(args.workdir, step=args.step, weights=args.weights)
+  size, settings = choose_settings(args, opened.config.sample)
+  requests = [Request(p, args.negative_prompt, i) for i, p in enumerate(prompts)]
+  rows = min(len(requests), opened.config.sample.rows)
+  videos = opened.pipeline(requests, **size, settings=settings, rows=rows)
+  for path, video in zip(files, track(videos, "sample", len(files)), strict=True):
+    write_mp4(path, video, size["fps"], crf=args.crf)
+  return {"files": [str(path) for path in files], "step": opened.step, "seed": args.seed}
+
+
+def read_prompts(args) -> list[str]:
+  """The prompt, or the lines of the prompt file that are not empty."""
+  if args.prompt is not None:
+    return [args.prompt]
+  try:
+    text = Path(args.prompts).read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise BadInput(
+      f"sample: --prompts={args.prompts} cannot be read ({error}). Name a text file."
+    ) from error
+  prompts = [line.strip() for line in text.splitlines() if line.strip()]
+  if not prompts:
+    raise BadInput(
+      f"sample: --prompts={args.prompts} has no line with a caption. Write one a line."
+    )
+  return prompts
+
+
+def out_files(args, count: int) -> list[Path]:
+  """Where the videos go; refuses a place that cannot be written before any work is done."""
+  out = Path(args.out)
+  if args.prompt is not None:
+    check_writable(out)
+    return [out]
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise BadInput(
+      f"sample: --out={out} is no folder to write in ({error.strerror}). Name another."
+    ) from error
+  files = [out / f"{i:04d}.mp4" for i in range(count)]
+  check_writable(files[0])
+  return files
+
+
+def choose_settings(args, defaults) -> tuple[dict, Settings]:
+  """What the options say, and `config.sample` where they say nothing."""
+
+  def pick(name):
+    given = getattr(args, name)
+    return defaults[name] if given is None else given
+
+  width, height = parse_size(args.size) if args.size else (defaults.width, defaults.height)
+  size = dict(seconds=pick("seconds"), width=width, height=height, fps=pick("fps"))
+  return size, Settings(pick("steps"), pick("guidance"), pick("solver"), pick("shift"), args.seed)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+  """ "640x480" to (640, 480)."""
+  width, _, height = text.lower().partition("x")
+  if not (width.isdigit() and height.isdigit()):
+    raise BadInput(f"sample: --size={text} is not WIDTHxHEIGHT. Give for example --size=64x48.")
+  return int(width), int(height)

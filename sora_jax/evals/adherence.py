@@ -1,0 +1,60 @@
+"""Does a generated video show what its caption says? Judged on decoded files, against ground truth words.
+
+An attribute (colour, shape, direction) of a sample is right when the judge of the generated world finds in
+the video exactly what the caption named. Beside each score stand its 95 % interval, the chance of a random
+answer, the exact probability of so many hits by chance, and the judge's score on real clips, the ceiling.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from data_pipeline.worlds.judge import chance, judge
+from sora_jax.evals.statistics import poisson_binomial_p_value, wilson_interval
+
+ATTRIBUTES = ("colour", "shape", "direction")
+
+
+def judge_all(videos: Sequence[np.ndarray], attributes: Sequence[Mapping]) -> list[dict]:
+  """The verdict on every video: attribute -> True, False, or None where the caption claims nothing."""
+  return [judge(video, facts) for video, facts in zip(videos, attributes, strict=True)]
+
+
+def score(verdicts: Sequence[Mapping], attributes: Sequence[Mapping]) -> dict[str, dict]:
+  """Scores verdicts per attribute.
+
+  Returns:
+    attribute -> `score`, `hits`, `samples`, `interval` (95 %, Wilson), `chance`, `p_value` (one-sided,
+    exact, of at least that many hits by chance). An attribute that no sample claims is left out.
+  """
+  scores = {}
+  for name in ATTRIBUTES:
+    claimed = [i for i, verdict in enumerate(verdicts) if verdict[name] is not None]
+    if not claimed:
+      continue
+    hits = sum(bool(verdicts[i][name]) for i in claimed)
+    luck = [chance(attributes[i])[name] for i in claimed]
+    scores[name] = {
+      "score": hits / len(claimed),
+      "hits": hits,
+      "samples": len(claimed),
+      "interval": list(wilson_interval(hits, len(claimed))),
+      "chance": float(np.mean(luck)),
+      "p_value": poisson_binomial_p_value(hits, luck),
+    }
+  return scores
+
+
+def merge(samples: dict, held_out: dict, ceiling: dict) -> dict[str, dict]:
+  """Puts the scores of trained and held-out combinations and of real clips side by side."""
+  return {
+    name: {
+      **facts,
+      "ceiling": ceiling[name]["score"],
+      "held_out": held_out[name]["score"],
+      "held_out_samples": held_out[name]["samples"],
+      "held_out_interval": held_out[name]["interval"],
+      "held_out_p_value": held_out[name]["p_value"],
+    }
+    for name, facts in samples.items()
+  }
