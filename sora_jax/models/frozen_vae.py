@@ -163,7 +163,7 @@ def load_frozen_vae(folder) -> FrozenVAE:
   config, mark = described.get("codec"), described.get("fingerprint")
   if config is None or {"mean", "std"} - set(statistics):
     raise BadInput(
-      f"frozen_vae: config.json or statistics.json of {folder} lacks its keys. Copy the folder again."
+      f"frozen_vae: config.json or statistics.json of {folder} lacks its keys. Copy it again."
     )
   vae = FrozenVAE(config, read_params(folder / "params.safetensors", config), statistics)
   if vae.fingerprint != mark:

@@ -1,8 +1,8 @@
 """Causal layers of the video codec: what they do to a whole video they also do chunk by chunk.
 
-A video has 1 + r·k frames: frame 0 alone, then groups of r. A chunk is the video's beginning (1 + r·k
-frames) or a later piece (r·k frames). Only convolutions look at other frames, and only back: what
-they need of earlier chunks is carried in `Past`. Nothing else mixes frames, norms included.
+A video has 1 + r·k frames: frame 0 alone, then groups of r. A chunk is the video's beginning
+(1 + r·k frames) or a later piece (r·k frames). Only convolutions look at other frames, and only at
+earlier ones; what they need of earlier chunks is carried in `Past`. Norms mix no frames.
 """
 
 import jax
@@ -109,12 +109,13 @@ class ChannelNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-  """x + linear(silu(causal convolution(norm(x))))."""
+  """x + linear(silu(causal convolution(norm(x)))), the identity in a new model."""
 
   def __init__(self, width: int, *, taps: int, dtype, rngs: nnx.Rngs):
     self.norm = ChannelNorm(width, dtype=dtype)
     self.conv = CausalConv3D(width, width, taps=taps, side=3, dtype=dtype, rngs=rngs)
-    self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+    zeros = nnx.initializers.zeros_init()
+    self.out = nnx.Linear(width, width, kernel_init=zeros, dtype=dtype, rngs=rngs)
 
   def __call__(self, x, past: Past):
     return x + self.out(nnx.silu(self.conv(self.norm(x), past)))
