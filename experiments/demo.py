@@ -33,24 +33,24 @@ def world(clips: int) -> dict:
 
 def vae() -> ConfigDict:
   """Causal VAE: 4x8x8 compression, 16 channels."""
-  c = common.base(total_steps=400)
+  c = common.base(total_steps=900)
   c.world = world(4000)
   c.model = dict(
     name="vae",
-    widths=(96, 128),
-    blocks=(1, 1),
-    strides=((1, 4), (4, 2)),
+    widths=(128,),
+    blocks=(2,),
+    strides=((4, 8),),
     taps=2,
     latent_channels=16,
     dtype="float32",
   )
   c.data = dict(
-    path="runs/demo/clips", frames=9, height=32, width=32, rows=16, threads=2, prefetch=4
+    path="runs/demo/clips", frames=9, height=32, width=32, rows=8, threads=2, prefetch=4
   )
-  c.loss = dict(kl_weight=1e-4, terms=dict(l2=1.0))
-  c.optim = common.optimizer(lr=2e-3, warmup_steps=20)
-  c.every = dict(log_steps=10, checkpoint_steps=200, evaluate_steps=100)
-  c.evaluate = dict(batches=4)
+  c.loss = dict(kl_weight=1e-5, terms=dict(l2=1.0))
+  c.optim = common.optimizer(lr=5e-3, warmup_steps=20)
+  c.every = dict(log_steps=10, checkpoint_steps=300, evaluate_steps=150)
+  c.evaluate = dict(batches=8)
   return c
 
 
