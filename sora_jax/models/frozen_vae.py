@@ -84,7 +84,7 @@ def latent_statistics(means: Iterable) -> dict:
   Raises:
     BadInput: no latents, or a channel that is constant or not finite.
   """
-  count, mean, squares = 0, 0.0, 0.0
+  count, mean, squares = 0, np.zeros(1), np.zeros(1)
   for batch in means:
     flat = np.asarray(batch, np.float64).reshape(-1, np.shape(batch)[-1])
     delta, total = flat.mean(0) - mean, count + len(flat)

@@ -104,8 +104,8 @@ class VAE(nnx.Module):
   """Causal 3D variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114).
 
   Norms stand inside the residual branches only, which are zero in a new model: it starts as a
-  linear autoencoder and soon finds principal components (with norms at the ends too, a small one was
-  6 dB behind after 350 steps).
+  linear autoencoder and soon finds principal components (with norms at the ends and drawn branches,
+  a small one was 6 dB behind after 350 steps).
 
   Args:
     widths: channels of each level, finest first.

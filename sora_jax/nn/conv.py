@@ -27,7 +27,7 @@ class Past:
 
   def extend(self, x, count: int):
     """Puts the `count` frames before x [b,f,h,w,c] in front of it, and keeps its last ones."""
-    if self.is_first:
+    if self.frames is None:
       before = jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype)
     else:
       before = self.frames[len(self.kept)]

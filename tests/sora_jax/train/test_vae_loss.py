@@ -1,6 +1,6 @@
 """The VAE loss against closed forms, and its noise as a pure function of seed and draw."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ from sora_jax.train.vae_loss import (
   vae_loss,
 )
 
-posterior = jax.jit(sample_posterior)
+# Little is computed here, so the compiler need not try hard: it takes a quarter of the time.
+quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+posterior = quick(sample_posterior)
 VAE = dict(
   name="vae", widths=[32], blocks=[1], strides=[[4, 4]], taps=2, latent_channels=8, dtype="float32"
 )
@@ -33,7 +35,7 @@ def new_vae():
   return nnx.graphdef(nnx.eval_shape(lambda: make_codec(VAE, seed=0))), init_vae()
 
 
-@jax.jit
+@quick
 def init_vae():
   return nnx.state(make_codec(VAE, seed=0))
 
@@ -46,7 +48,7 @@ def scored(params, frozen, batch):
 @cache
 def score():
   loss = make_vae_loss(new_vae()[0], seed=0, kl_weight=1e-3, terms={"l2": 0.5})
-  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+  return quick(jax.value_and_grad(loss, has_aux=True))
 
 
 def make_batch(rows=2, frames=5):
@@ -75,7 +77,7 @@ def test_the_lossless_codec_has_no_pixel_error():
   structure, params = nnx.split(make_codec(PIXELS, seed=0))
   batch = make_batch()
   loss_fn = make_vae_loss(structure, seed=0, kl_weight=0.1, terms={})
-  loss, metrics = jax.jit(loss_fn)(params, {}, batch)
+  loss, metrics = quick(loss_fn)(params, {}, batch)
   video = np.asarray(batch["video"]) / 127.5 - 1
   weights = np.array([4, 1, 1, 1, 1]) / 8  # the first frame is repeated
   square = (np.square(video).mean((0, 2, 3, 4)) * weights).sum()
