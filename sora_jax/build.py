@@ -37,8 +37,8 @@ def build_mesh(config):
   """The device mesh of `config.mesh`."""
   if config.mesh.context != 1 or config.mesh.tensor != 1:
     raise BadInput(
-      f"mesh: context={config.mesh.context}, tensor={config.mesh.tensor}: these axes are not open yet. "
-      "Set them to 1 and use data and fsdp."
+      f"mesh: context={config.mesh.context}, tensor={config.mesh.tensor}: these axes "
+      "are not open yet. Set them to 1 and use data and fsdp."
     )
   return make_mesh(**config.mesh)
 
@@ -107,8 +107,10 @@ def packed_batches(config, dataset: Dataset, cursor, *, split: str, dropout: flo
 def dit_task(config, dataset: Dataset, mesh) -> Task:
   """Text-to-video training on a latent dataset."""
   check_prediction(config)
-  text = dataset.meta["text"]
-  settings = dit_settings(config, latent_channels=dataset.latent_channels, text=text)
+  text, latent_channels = dataset.meta["text"], dataset.latent_channels
+  if latent_channels is None:
+    raise BadInput(f"train: {dataset.path} holds no latents. Encode it first (sora encode).")
+  settings = dit_settings(config, latent_channels=latent_channels, text=text)
   structure, shared = dit_structure(settings), loss_settings(config)
   optimizer, ema_decay = build_optimizer(config)
   hooks = []

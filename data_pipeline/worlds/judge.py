@@ -8,6 +8,7 @@ the centroid's track. Made for blurred and compressed video.
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -221,7 +222,7 @@ def _pair_up(tracks: tuple[Track, ...], objects: list[dict]) -> list[tuple[Track
   return list(zip(best, objects, strict=True))
 
 
-def judge(video: np.ndarray, attributes: dict) -> dict[str, bool | None]:
+def judge(video: np.ndarray, attributes: Mapping) -> dict[str, bool | None]:
   """Says which attributes the video follows.
 
   Args:
@@ -244,7 +245,7 @@ def judge(video: np.ndarray, attributes: dict) -> dict[str, bool | None]:
   }
 
 
-def chance(attributes: dict) -> dict[str, float | None]:
+def chance(attributes: Mapping) -> dict[str, float | None]:
   """Probability that uniformly random answers all agree; None where nothing is claimed."""
   objects = attributes["objects"]
   moving = sum(one["direction"] is not None for one in objects)

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,9 +15,10 @@ LICENCE = "CC0-1.0"
 
 
 def clip_record(clip: WorldClip) -> ClipRecord:
-  """A generated clip as a record; its truth is a compressed npz of the arrays of `WorldClip.truth`."""
+  """A generated clip as a record; its truth is a compressed npz of `WorldClip.truth`."""
   truth = io.BytesIO()
-  np.savez_compressed(truth, **clip.truth)
+  # Any: as a keyword of unknown name, an array could be numpy's own `allow_pickle`.
+  np.savez_compressed(truth, **cast(dict[str, Any], clip.truth))
   return ClipRecord(
     id=clip.source,
     source=clip.source,
@@ -35,8 +37,8 @@ def world_records(world: Mapping) -> Iterator[ClipRecord]:
   """Clip records of a world.
 
   Args:
-    world: `name` ("physworld"), `seed`, `clips`, `formats` (tuples of frames, width, height, fps, weight),
-      `families` (name -> weight), `held_out_fraction`.
+    world: `name` ("physworld"), `seed`, `clips`, `formats` (tuples of frames, width, height, fps,
+      weight), `families` (name -> weight), `held_out_fraction`.
   Raises:
     BadInput: unknown world.
   """

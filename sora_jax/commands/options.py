@@ -14,7 +14,7 @@ from data_pipeline.errors import BadInput
 
 def make_parser(command: str, does: str, example: str, *, config: bool = False):
   """An argparse parser whose help ends in an example; with `config`, takes `--config` as well."""
-  parser = argparse.ArgumentParser(
+  parser = (ConfigParser if config else argparse.ArgumentParser)(
     prog=f"sora {command}",
     description=does,
     epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
@@ -29,12 +29,22 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False):
       metavar="FILE.py[:ARG]",
       help="experiment; --config.a.b=value overrides",
     )
-    parser.parse_args = lambda argv: _parse_with_config(parser, argv)
   return parser
 
 
-def _parse_with_config(parser, argv):
-  """Splits `--config…` words off for ml_collections; the rest goes through argparse."""
+class ConfigParser(argparse.ArgumentParser):
+  """Leaves `--config.a.b=value` to ml_collections; adds `config_path` and the loaded `config`."""
+
+  def parse_args(self, args=None, namespace=None):
+    words, rest = _split_config(sys.argv[1:] if args is None else list(args))
+    path = next((w.split("=", 1)[1] for w in words if w.startswith("--config=")), None)
+    parsed = super().parse_args(rest + ([f"--config={path}"] if path else []), namespace)
+    parsed.config_path, parsed.config = path, load_config(words)
+    return parsed
+
+
+def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
+  """(`--config…` words, each joined with its value by "="; all other words)."""
   words, rest, i = [], [], 0
   while i < len(argv):
     word = argv[i]
@@ -45,10 +55,7 @@ def _parse_with_config(parser, argv):
     else:
       rest.append(word)
     i += 1
-  path = next((w.split("=", 1)[1] for w in words if w.startswith("--config=")), None)
-  args = argparse.ArgumentParser.parse_args(parser, rest + ([f"--config={path}"] if path else []))
-  args.config_path, args.config = path, load_config(words)
-  return args
+  return words, rest
 
 
 def load_config(words: list[str]):

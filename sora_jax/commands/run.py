@@ -41,11 +41,11 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
     raise BadInput(
       f"--workdir={workdir} holds no run (no config.json). Give a workdir of sora train."
     )
-  config = ConfigDict(json.loads((folder / "config.json").read_text()))
-  if config.model.name != "dit":
-    raise BadInput(
-      f"--workdir={workdir} is a run of a {config.model.name}. Give the workdir of a DiT."
-    )
+  saved = json.loads((folder / "config.json").read_text())
+  model = saved["model"]["name"]
+  if model != "dit":
+    raise BadInput(f"--workdir={workdir} is a run of a {model}. Give the workdir of a DiT.")
+  config = ConfigDict(saved)
   vae = load_frozen_vae(folder / "frozen" / "vae")
   encoder = load_frozen_text_encoder(folder / "frozen" / "text")
   text = describe(encoder)

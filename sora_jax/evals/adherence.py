@@ -1,14 +1,16 @@
-"""Does a generated video show what its caption says? Judged on decoded files, against ground truth words.
+"""Does a generated video show what its caption says? Judged on decoded files, against true words.
 
-An attribute (colour, shape, direction) of a sample is right when the judge of the generated world finds in
-the video exactly what the caption named. Beside each score stand its 95 % interval, the chance of a random
-answer, the exact probability of so many hits by chance, and the judge's score on real clips, the ceiling.
+An attribute (colour, shape, direction) of a sample is right when the judge of the generated world
+finds in the video exactly what the caption named. Beside each score stand its 95 % interval, the
+chance of a random answer, the exact probability of so many hits by chance, and the judge's score on
+real clips, the ceiling.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data_pipeline.errors import BadInput
 from data_pipeline.worlds.judge import chance, judge
 from sora_jax.evals.statistics import poisson_binomial_p_value, wilson_interval
 
@@ -16,7 +18,7 @@ ATTRIBUTES = ("colour", "shape", "direction")
 
 
 def judge_all(videos: Sequence[np.ndarray], attributes: Sequence[Mapping]) -> list[dict]:
-  """The verdict on every video: attribute -> True, False, or None where the caption claims nothing."""
+  """The verdict on every video: attribute -> True, False, or None where no claim is made."""
   return [judge(video, facts) for video, facts in zip(videos, attributes, strict=True)]
 
 
@@ -24,8 +26,11 @@ def score(verdicts: Sequence[Mapping], attributes: Sequence[Mapping]) -> dict[st
   """Scores verdicts per attribute.
 
   Returns:
-    attribute -> `score`, `hits`, `samples`, `interval` (95 %, Wilson), `chance`, `p_value` (one-sided,
-    exact, of at least that many hits by chance). An attribute that no sample claims is left out.
+    attribute -> `score`, `hits`, `samples`, `interval` (95 %, Wilson), `chance`, `p_value`
+    (one-sided, exact, of at least that many hits by chance). An attribute that no sample claims is
+    left out.
+  Raises:
+    BadInput: a verdict on an attribute that its caption does not claim.
   """
   scores = {}
   for name in ATTRIBUTES:
@@ -33,7 +38,7 @@ def score(verdicts: Sequence[Mapping], attributes: Sequence[Mapping]) -> dict[st
     if not claimed:
       continue
     hits = sum(bool(verdicts[i][name]) for i in claimed)
-    luck = [chance(attributes[i])[name] for i in claimed]
+    luck = [_chance(attributes[i], name) for i in claimed]
     scores[name] = {
       "score": hits / len(claimed),
       "hits": hits,
@@ -43,6 +48,16 @@ def score(verdicts: Sequence[Mapping], attributes: Sequence[Mapping]) -> dict[st
       "p_value": poisson_binomial_p_value(hits, luck),
     }
   return scores
+
+
+def _chance(attributes: Mapping, name: str) -> float:
+  probability = chance(attributes)[name]
+  if probability is None:
+    raise BadInput(
+      f"adherence: a verdict on {name}, of which the caption claims nothing. "
+      "Score verdicts with the attributes that they were judged by."
+    )
+  return probability
 
 
 def merge(samples: dict, held_out: dict, ceiling: dict) -> dict[str, dict]:

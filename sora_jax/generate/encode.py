@@ -71,8 +71,9 @@ def encode_clips(vae, clips: Iterable, *, rows: int, patch_side: int) -> Iterato
   """
   waiting: dict[tuple, list] = {}
   for key, video in clips:
-    shape = fit_clip(*video.shape[:3], vae, patch_side)
-    crop = centre_crop(*video.shape[1:3], *shape[1:])
+    frames, height, width = video.shape[:3]
+    shape = fit_clip(frames, height, width, vae, patch_side)
+    crop = centre_crop(height, width, *shape[1:])
     video = video[: shape[0], crop[0] : crop[0] + shape[1], crop[1] : crop[1] + shape[2]]
     group = waiting.setdefault(shape, [])
     if len(waiting) > MAX_SHAPES:
@@ -124,6 +125,6 @@ def latent_shape(
 
 
 def decode_latents(vae, latents: np.ndarray, chunk_frames: int = 16) -> np.ndarray:
-  """Normalised latents [b,f,h,w,c] to uint8 video, chunk by chunk: device memory does not grow with f."""
+  """Normalised latents [b,f,h,w,c] to uint8 video, in chunks: device memory does not grow."""
   chunks = (latents[:, i : i + chunk_frames] for i in range(0, latents.shape[1], chunk_frames))
   return np.concatenate([np.asarray(video) for video in vae.decode_stream(chunks)], axis=1)

@@ -1,7 +1,7 @@
 """Text to latents: follows the flow with guidance, for a group of samples of one shape.
 
-Each row holds a sample twice, as two segments: with its caption and with the negative (or no) caption,
-so that one call of the network gives both halves of the guidance.
+Each row holds a sample twice, as two segments: with its caption and with the negative (or no)
+caption, so that one call of the network gives both halves of the guidance.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ class Shape(NamedTuple):
 
 
 class Caption(NamedTuple):
-  """Token ids [m] and, if the encoder has them, token states [m,k]. None in place of it: no caption."""
+  """Token ids [m] and, if the encoder has them, token states [m,k]. None instead: no caption."""
 
   ids: np.ndarray
   states: np.ndarray | None
@@ -106,7 +106,7 @@ class Sampler:
     return np.stack([unpatchify(row[:count], shape[:3], self.patch) for row in np.asarray(patches)])
 
   def _rows(self, captions, negatives, draws, shape: Shape) -> dict:
-    """Packs every sample twice into a row of its own: segment 1 has the caption, segment 2 the negative."""
+    """Packs every sample twice into its own row: segment 1 has the caption, 2 the negative."""
     patches = token_count(shape[:3], self.patch)
     pairs = [
       (self._segment(c, d, patches, shape), self._segment(n, d, patches, shape))
@@ -129,7 +129,7 @@ class Sampler:
     caption = caption or Caption(np.zeros(0, np.int32), empty)
     return Segment(
       patches=np.zeros((patches, self.patch_dim), np.float32),
-      shape=tuple(shape[:3]),
+      shape=(shape.f, shape.h, shape.w),
       patch=self.patch,
       fps=shape.fps,
       text_ids=caption.ids,
@@ -139,7 +139,7 @@ class Sampler:
 
 
 def slots_of_patches(batch, segment: int):
-  """Slot of each patch of a row's segment [b,n], in patch order; -1 beyond the segment's patches."""
+  """Slot of each patch of a row's segment [b,n], in patch order; -1 beyond its patches."""
   inside = (batch["segment"] == segment) & (batch["token_index"] >= 0)
   n = inside.shape[1]
   first = jnp.argmax(inside, axis=1)[:, None]

@@ -10,7 +10,7 @@ from sora_jax.typed import Array, Float, Int, typed
 
 @typed
 def sinusoidal(t: Float[Array, "b u"], features: int) -> Float[Array, "b u {features}"]:
-  """Fourier features of the noise level, t scaled by 1000 (Peebles & Xie 2023, arXiv:2212.09748)."""
+  """Fourier features of the noise level, 1000·t (Peebles & Xie 2023, arXiv:2212.09748)."""
   half = features // 2
   frequencies = np.exp(-np.log(10_000.0) * np.arange(half) / half).astype(np.float32)
   angles = 1000.0 * t[..., None] * frequencies
@@ -47,7 +47,7 @@ class CaptionEmbedding(nnx.Module):
       self.table = nnx.Param(normal(rngs.params(), (vocabulary, width), jnp.float32))
 
   def __call__(self, text_ids: Int[Array, "b m"], text_states: Array | None) -> Array:
-    if self.state_width:
+    if self.state_width and text_states is not None:
       tokens = self.states(text_states.astype(self.dtype))
     else:  # a product with one-hot rows: its backward is a product as well, never a scatter
       table = self.table[...]

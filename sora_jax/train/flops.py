@@ -1,6 +1,7 @@
-"""Model FLOPs of a batch, counted on the host: useful work only, neither padding nor cross-segment attention.
+"""Model FLOPs of a batch, counted on the host: useful work only.
 
-A multiply-add is two FLOPs; a training step costs three forward passes (remat is not counted).
+Neither padding nor attention across segments counts. A multiply-add is two FLOPs; a training step
+costs three forward passes (remat is not counted).
 Source: Kaplan et al. 2020, arXiv:2001.08361, sec. 2.1, with attention by Σ segment².
 """
 
@@ -50,13 +51,20 @@ def count_packed(batch: dict[str, np.ndarray], **settings) -> Counts:
 
 
 def forward_flops(function, *shapes) -> float:
-  """FLOPs of a function without loops, as XLA counts them before it compiles (nothing runs)."""
-  return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
+  """FLOPs of a function without loops, as XLA counts them before it compiles (nothing runs).
+
+  Raises:
+    RuntimeError: the backend counts none.
+  """
+  costs = jax.jit(function).lower(*shapes).cost_analysis()
+  if costs is None:
+    raise RuntimeError(f"forward_flops: XLA counts no costs on {jax.default_backend()}.")
+  return float(costs["flops"])
 
 
 def count_clips(
   batch: dict[str, np.ndarray], *, flops_per_clip: float, tokens_per_clip: int
 ) -> Counts:
-  """What a VAE batch holds: equal windows, so each costs the same; its tokens are latent positions."""
+  """What a VAE batch holds: windows of equal size and cost; its tokens are latent positions."""
   clips = len(batch["video"])
   return Counts(tokens=clips * tokens_per_clip, clips=clips, flops=clips * flops_per_clip)
