@@ -1,7 +1,8 @@
-"""Counter-based hash: randomness as a pure function of named counters, the same on every platform and version.
+"""Counter-based hash: randomness as a pure function of named counters, the same on every platform.
 
-The finaliser is splitmix64's (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators",
-OOPSLA, fig. 16; variant 13 of Stafford). Counters are absorbed one by one, so `hash64(seed, epoch, i)` needs no state.
+The finaliser is splitmix64's (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
+generators", OOPSLA, fig. 16; variant 13 of Stafford). Counters are absorbed one by one, so
+`hash64(seed, epoch, i)` needs no state. No version of a library changes its values.
 """
 
 import numpy as np
@@ -29,7 +30,8 @@ def hash64(*counters) -> np.ndarray:
   with np.errstate(over="ignore"):
     for counter in counters:
       word = np.asarray(counter)
-      word = word.astype(np.int64).view(np.uint64) if word.dtype.kind != "u" else word.astype(np.uint64)
+      is_unsigned = word.dtype.kind == "u"
+      word = word.astype(np.uint64) if is_unsigned else word.astype(np.int64).view(np.uint64)
       state = _mix((state ^ word) * _M1 + _GOLDEN)
       state = _mix(state + _GOLDEN)
   return state

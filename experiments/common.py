@@ -1,4 +1,4 @@
-"""What every run of one kind shares. Each experiment starts from here and changes what it is about."""
+"""What all runs of one kind share. An experiment starts from here and changes what it is about."""
 
 from ml_collections import ConfigDict
 

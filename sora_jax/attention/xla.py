@@ -1,4 +1,4 @@
-"""Segment attention in plain XLA: the reference for every other backend, and the backend of the CPU."""
+"""Segment attention in plain XLA: the reference of the other backends, and the one of the CPU."""
 
 import jax
 import jax.numpy as jnp

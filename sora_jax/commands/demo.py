@@ -192,7 +192,8 @@ def report(out: Path, result: dict, metrics: dict) -> None:
     metrics=metrics,
     samples=shown,
     curves=curves(out),
-    summary="A video model trained from scratch on this machine, and what its samples show of their captions.",
+    summary="A video model trained from scratch on this machine, and what its samples show of their"
+    " captions.",
   )
 
 

@@ -25,7 +25,8 @@ def parser():
   p = make_parser(
     "encode",
     "Encodes clip records with a trained VAE and a text encoder.",
-    "sora encode --workdir=runs/demo/vae --text=minilm --data=runs/demo/clips --out=runs/demo/latents",
+    "sora encode --workdir=runs/demo/vae --text=minilm --data=runs/demo/clips "
+    "--out=runs/demo/latents",
   )
   p.add_argument("--workdir", required=True, help="finished run of a VAE")
   p.add_argument("--text", default="minilm", help="text encoder: minilm (token states) or bytes")
@@ -86,7 +87,8 @@ def encode_dataset(
     changed = [key for key in meta if dataset.meta.get(key) != meta[key]]
     if changed:
       raise BadInput(
-        f"encode: {out} holds latents of other {', '.join(changed)}. Give another --out, or remove it."
+        f"encode: {out} holds latents of other {', '.join(changed)}. "
+        "Give another --out, or remove it."
       )
     say(f"encode: {out} is there already, {len(dataset)} clips")
     return dataset

@@ -11,7 +11,7 @@ import traceback
 
 from data_pipeline.errors import BadInput
 
-# Command -> one line of help. The module of the same name in this package has `parser()` and `run(args)`.
+# Command -> one line of help. Its module, of the same name, has `parser()` and `run(args)`.
 COMMANDS = {
   "data": "build an embedded dataset as clip records",
   "encode": "clip records to latent records",

@@ -54,8 +54,9 @@ def run(args) -> dict:
     for name, facts in result["adherence"].items():
       low, high = facts["interval"]
       say(
-        f"{name:10} {facts['score']:.3f} [{low:.3f}, {high:.3f}]  held out {facts['held_out']:.3f}  "
-        f"chance {facts['chance']:.3f}  ceiling {facts['ceiling']:.3f}  p {facts['p_value']:.1e}"
+        f"{name:10} {facts['score']:.3f} [{low:.3f}, {high:.3f}]  "
+        f"held out {facts['held_out']:.3f}  chance {facts['chance']:.3f}  "
+        f"ceiling {facts['ceiling']:.3f}  p {facts['p_value']:.1e}"
       )
   return result
 
@@ -64,8 +65,8 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
   """Samples, writes, decodes and judges; also judges the real clips of the same captions.
 
   Returns:
-    `adherence` (see `evals.adherence.merge`), `samples` (one a video: file, caption, group, judged) and
-    what was asked of the sampler. The same is written to `OUT/scores.json`.
+    `adherence` (see `evals.adherence.merge`), `samples` (one a video: file, caption, group, judged)
+    and what was asked of the sampler. The same is written to `OUT/scores.json`.
   """
   size, settings = choose_settings(args, opened.config.sample)
   chosen = {group: choose_clips(clips, split, args.samples) for group, split in GROUPS.items()}
@@ -121,8 +122,9 @@ def choose_clips(clips: Dataset, split: str, count: int) -> list[ClipRecord]:
     if len(found) == count:
       return found
   raise BadInput(
-    f"eval: split {split} of {clips.path} has {len(found)} clips of its commonest shape whose captions name "
-    f"a direction, fewer than samples={count}. Generate more clips, or lower --samples."
+    f"eval: split {split} of {clips.path} has {len(found)} clips of its commonest shape whose "
+    f"captions name a direction, fewer than samples={count}. "
+    "Generate more clips, or lower --samples."
   )
 
 

@@ -1,6 +1,7 @@
-"""Noise as a pure function of (seed, purpose, draw index, token index): threefry counters, no state.
+"""Noise as a pure function of (seed, purpose, draw, token index): threefry counters, no state.
 
-The same segment of the same run meets the same noise on any mesh, in any row and beside any neighbours.
+The same segment of the same run meets the same noise on any mesh, in any row and beside any
+neighbours.
 """
 
 import jax

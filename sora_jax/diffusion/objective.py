@@ -26,7 +26,7 @@ def velocity_error(prediction: str, output, x, e, z, t, t_min: float):
 
 @typed
 def weighted_mean(error: Float[Array, "b n"], weight: Float[Array, "b n"]) -> Float[Array, ""]:
-  """Σ w·error / Σ w over the global batch; entries of weight 0 leave value and gradient untouched."""
+  """Σ w·error / Σ w over the global batch; entries of weight 0 touch neither value nor gradient."""
   error = jnp.where(weight > 0, error, 0.0)
   return jnp.sum(weight * error) / jnp.maximum(jnp.sum(weight), 1e-12)
 
@@ -35,7 +35,7 @@ def weighted_mean(error: Float[Array, "b n"], weight: Float[Array, "b n"]) -> Fl
 def mean_by_time(
   error: Float[Array, "b n"], weight: Float[Array, "b n"], t: Float[Array, "b n"], bins: int
 ) -> tuple[Float[Array, "{bins}"], Float[Array, "{bins}"]]:
-  """Loss in equal bins of t: (mean of each bin, weight of each bin); mean is 0 where weight is 0."""
+  """Loss in equal bins of t: (mean of each bin, weight of each bin); mean 0 where weight is 0."""
   index = jnp.clip((t * bins).astype(jnp.int32), 0, bins - 1)
   inside = (index[..., None] == jnp.arange(bins)) * weight[..., None]
   total = jnp.sum(inside, (0, 1))

@@ -41,7 +41,7 @@ def shift_of_tokens(
 ) -> Float[Array, "*b"]:
   """alpha = (tokens / base_tokens)^exponent: 1 at `base_tokens`; exponent 0 switches the shift off.
 
-  Exponent 0.5 keeps the uncertainty about a constant sample the same at any token count (eq. 23 above).
+  Exponent 0.5 gives a constant sample the same uncertainty at any token count (eq. 23 above).
   """
   return (jnp.maximum(tokens, 1.0) / base_tokens) ** exponent
 

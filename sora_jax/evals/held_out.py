@@ -1,4 +1,4 @@
-"""Loss on clips of sources that were never trained on, at fixed noise levels: cheap and deterministic."""
+"""Loss on clips of sources never trained on, at fixed noise levels: cheap and deterministic."""
 
 import jax
 import jax.numpy as jnp

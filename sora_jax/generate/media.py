@@ -74,9 +74,7 @@ def _neighbour(path: Path) -> Path:
   return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
 
 
-def write_mp4(
-  path: str | Path, video: np.ndarray, fps: float | Fraction, *, crf: int = 12
-) -> None:
+def write_mp4(path: str | Path, video: np.ndarray, fps: float | Fraction, *, crf: int = 12) -> None:
   """Writes H.264 in MP4 that browsers play: 4:2:0, BT.709, index at the front.
 
   H.264 in 4:2:0 has even sides only. An odd side gets its last row or column twice, and the file's
@@ -208,7 +206,8 @@ def strip(video: np.ndarray, count: int, *, pad: int = 1) -> np.ndarray:
   """Lays `count` frames of a clip, evenly spaced from first to last, side by side: [H,W',3]."""
   _check_pixels("strip", video, ndim=4)
   chosen = video[np.linspace(0, len(video) - 1, count).round().astype(int)]
-  return grid(list(chosen[:, None]), columns=count, pad=pad)[0, pad:-pad or None, pad:-pad or None]
+  inner = slice(pad, -pad or None)
+  return grid(list(chosen[:, None]), columns=count, pad=pad)[0, inner, inner]
 
 
 def grid(

@@ -1,4 +1,4 @@
-"""The diffusion transformer: one stream of caption tokens and patches, one noise level per token."""
+"""The diffusion transformer: one stream of caption tokens and patches, a noise level per token."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from sora_jax.typed import Array, Float, typed
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "block")
 
-# Where parameters lie: the larger side of each kernel in shards, vectors whole. Stacked layers lead with depth.
+# Where parameters lie: the larger side of each kernel in shards, vectors whole. Stacked layers lead
+# with depth.
 RULES = (
   (r"blocks/attention/qkv/kernel|blocks/mlp/into/kernel", PartitionSpec(None, "fsdp", "tensor")),
   (r"blocks/attention/out/kernel|blocks/mlp/out/kernel", PartitionSpec(None, "tensor", "fsdp")),
@@ -37,9 +38,9 @@ class DiT(nnx.Module):
     width, depth, heads: of the transformer; width/heads is the head dimension.
     mlp: "gelu" or "swiglu"; `mlp_ratio` its hidden width over `width` (SwiGLU at equal parameters).
     state_width: k of the caption token states, 0 to embed `vocabulary` token ids.
-    dtype: of matrix products, "float32" or "bfloat16"; parameters, norms and modulation are float32.
-    zero_init: zero gates and head (a new model is the identity and predicts 0); False draws them, which
-      parity tests need.
+    dtype: of matrix products, "float32" or "bfloat16"; parameters, norms, modulation are float32.
+    zero_init: zero gates and head (a new model is the identity and predicts 0); False draws them,
+      which parity tests need.
   """
 
   def __init__(

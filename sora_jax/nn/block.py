@@ -22,7 +22,7 @@ def modulate(x, shift, scale):
 
 
 class Attention(nnx.Module):
-  """Self-attention with RMS-normalised queries and keys (Dehghani et al. 2023, arXiv:2302.05442)."""
+  """Self-attention, queries and keys RMS-normalised (Dehghani et al. 2023, arXiv:2302.05442)."""
 
   def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
     if width % heads:

@@ -10,12 +10,12 @@ import numpy as np
 from data_pipeline.errors import BadInput
 from sora_jax.typed import Array, Float, typed
 
-# Shortest and longest period of each axis, in its own unit: seconds, latent cells, latent cells, tokens.
+# Shortest and longest period of each axis, in its unit: seconds, latent cells (twice), tokens.
 PERIODS = ((0.5, 128.0), (4.0, 512.0), (4.0, 512.0), (4.0, 2048.0))
 
 
 def rotary_frequencies(head_dim: int) -> np.ndarray:
-  """Angular frequencies [4, head_dim/2] in radians per unit: each pair of features turns with one axis.
+  """Angular frequencies [4, head_dim/2], radians per unit: a pair of features turns with one axis.
 
   A quarter of the pairs goes to each of rows, columns and caption index, the rest to seconds; the
   periods of an axis are spaced geometrically.

@@ -1,4 +1,4 @@
-"""The DiT's training loss on a packed batch: draws times and noise, predicts, scores the velocity."""
+"""The DiT's loss on a packed batch: draws times and noise, predicts, scores the velocity."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -18,7 +18,7 @@ def segment_times(batch, density, seed: int):
 
 
 def level_times(times):
-  """Noise levels of a row [b,u=s+1]: level 0 is t=0 (captions, padding, given), level i segment i's t."""
+  """Noise levels of a row [b,u=s+1]: 0 is t=0 (captions, padding, given), i is segment i's t."""
   return jnp.concatenate([jnp.zeros_like(times[:, :1]), times], axis=1)
 
 
@@ -30,7 +30,7 @@ def patch_weights(batch):
 
 
 def noisy_patches(batch, times, seed: int):
-  """Returns (x, e, z, t): clean patches, noise, noisy patches [b,n,p], and each slot's time [b,n]."""
+  """(x, e, z, t): clean patches, noise, noisy patches [b,n,p], and each slot's time [b,n]."""
   x = batch["latents"].astype(jnp.float32)
   t = gather_rows(level_times(times)[..., None], batch["level_index"])[..., 0]
   e = token_normal(

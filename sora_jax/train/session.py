@@ -80,7 +80,7 @@ def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
 
 
 def replace_params(params, weights: dict[str, Any], source: str):
-  """The tree of `params` with the values of `weights`, which must have the same names and shapes."""
+  """The tree of `params` with the values of `weights`, which must have its names and shapes."""
   wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(params).items()}
   found = {name: tuple(leaf.shape) for name, leaf in weights.items()}
   for name in sorted(wanted.keys() | found.keys()):
