@@ -87,7 +87,7 @@ def make_workdir(workdir: Path) -> None:
 
 
 def open_data(config, workdir: Path, *, kind: str) -> Dataset:
-  """The dataset of `config.data.path`; an empty path makes one in the workdir from `config.world`."""
+  """The dataset of `config.data.path`; if empty, one made in the workdir by `config.world`."""
   if config.data.path:
     return Dataset.open(config.data.path, kind=kind)
   clips = make_world(config.world.to_dict(), workdir / "data" / "clips")
