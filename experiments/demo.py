@@ -33,12 +33,12 @@ def world(clips: int) -> dict:
 
 def vae() -> ConfigDict:
   """Causal VAE: 4x8x8 compression, 16 channels."""
-  c = common.base(total_steps=900)
+  c = common.base(total_steps=1500)
   c.world = world(4000)
   c.model = dict(
     name="vae",
-    widths=(128,),
-    blocks=(2,),
+    widths=(96,),
+    blocks=(1,),
     strides=((4, 8),),
     taps=2,
     latent_channels=16,
@@ -47,9 +47,9 @@ def vae() -> ConfigDict:
   c.data = dict(
     path="runs/demo/clips", frames=9, height=32, width=32, rows=8, threads=2, prefetch=4
   )
-  c.loss = dict(kl_weight=1e-5, terms=dict(l2=1.0))
+  c.loss = dict(kl_weight=1e-3, terms=dict(l2=10.0))
   c.optim = common.optimizer(lr=5e-3, warmup_steps=20)
-  c.every = dict(log_steps=10, checkpoint_steps=300, evaluate_steps=150)
+  c.every = dict(log_steps=10, checkpoint_steps=500, evaluate_steps=250)
   c.evaluate = dict(batches=8)
   return c
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -108,15 +109,27 @@ def open_data(config, workdir: Path, *, kind: str) -> Dataset:
   )
 
 
+class _Posterior(NamedTuple):
+  """A codec for `encode_clips` whose latents are means and log-variances side by side."""
+
+  vae: FrozenVAE
+  time_factor: int
+  space_factor: int
+
+  def encode(self, video):
+    return np.concatenate(self.vae.posterior(video), axis=-1)
+
+
 def measure_statistics(codec: dict, params, clips: Dataset) -> dict:
   """Mean and std of each latent channel over some training clips, chosen by hash."""
   channels = nnx.eval_shape(lambda: make_codec(codec, seed=0)).latent_channels
-  plain = FrozenVAE(codec, params, {"mean": np.zeros(channels), "std": np.ones(channels)})
+  vae = FrozenVAE(codec, params, {"mean": np.zeros(channels), "std": np.ones(channels)})
   rows = clips.indices("train")
   chosen = rows[hashing.permutation(len(rows), 0)][:STATISTICS_CLIPS]
   videos = ((int(row), clips.read(int(row)).video) for row in chosen)
-  encoded = encode_clips(plain, videos, rows=16, patch_side=1)
-  return latent_statistics(item.latent for item in encoded)
+  posterior = _Posterior(vae, vae.time_factor, vae.space_factor)
+  encoded = encode_clips(posterior, videos, rows=16, patch_side=1)
+  return latent_statistics(np.split(item.latent, 2, axis=-1) for item in encoded)
 
 
 def export_vae(config, params, clips: Dataset, workdir: Path) -> None:

@@ -59,6 +59,11 @@ class FrozenVAE:
     """Normalised latents [b,f,h,w,c] to uint8 video [b,F,H,W,3]."""
     return next(self.decode_stream([latent]))
 
+  def posterior(self, video):
+    """uint8 [b,F,H,W,3] to (mean, logvar) [b,f,h,w,c], not normalised."""
+    pixels = pixels_to_float(jnp.asarray(video, jnp.uint8))
+    return encode_step(self.structure, self.params, pixels, None)[0]
+
   def encode_stream(self, chunks: Iterable):
     """As `encode`, for the chunks of one video (see `vae.encode_stream`), in constant memory."""
     cache = None
@@ -76,23 +81,28 @@ class FrozenVAE:
       yield pixels_to_uint8(video)
 
 
-def latent_statistics(means: Iterable) -> dict:
-  """Mean and std per channel of latents [...,c], in float64 over all of them.
+def latent_statistics(posteriors: Iterable) -> dict:
+  """Mean and std per channel of latents drawn from posteriors, in float64 over all of them.
 
+  The variance of a draw is the variance of the means plus the mean posterior variance, so a channel that
+  carries nothing (its posterior is the prior) is not blown up: its means stay near 0.
   Batches are combined by the formula of Chan, Golub & LeVeque (1979), which does not cancel.
 
+  Args:
+    posteriors: pairs (mean, logvar) of arrays [...,c].
   Raises:
     BadInput: no latents, or a channel that is constant or not finite.
   """
-  count, mean, squares = 0, np.zeros(1), np.zeros(1)
-  for batch in means:
-    flat = np.asarray(batch, np.float64).reshape(-1, np.shape(batch)[-1])
+  count, mean, squares, noise = 0, np.zeros(1), np.zeros(1), np.zeros(1)
+  for means, logvars in posteriors:
+    flat = np.asarray(means, np.float64).reshape(-1, np.shape(means)[-1])
     delta, total = flat.mean(0) - mean, count + len(flat)
     squares = squares + ((flat - flat.mean(0)) ** 2).sum(0) + delta**2 * count * len(flat) / total
+    noise = noise + np.exp(np.asarray(logvars, np.float64)).reshape(flat.shape).sum(0)
     mean, count = mean + delta * len(flat) / total, total
   if not count:
     raise BadInput("latent_statistics: count=0 latents give no mean. Encode at least one clip.")
-  std = np.sqrt(squares / count)
+  std = np.sqrt((squares + noise) / count)
   bad = np.flatnonzero(~(np.isfinite(std) & (std > 1e-6)))
   if bad.size:
     raise BadInput(

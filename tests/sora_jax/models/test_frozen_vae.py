@@ -32,8 +32,8 @@ def make_frozen(config=CONFIG):
   rng = np.random.default_rng(0)
   draw = lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32)  # noqa: E731
   params = jax.tree.map(draw, params)
-  (mean, _), _ = encode_step(structure, params, pixels_to_float(VIDEO), None)
-  return dict(config=config, params=params, statistics=latent_statistics([mean]))
+  posterior, _ = encode_step(structure, params, pixels_to_float(VIDEO), None)
+  return dict(config=config, params=params, statistics=latent_statistics([posterior]))
 
 
 @pytest.fixture
@@ -141,10 +141,19 @@ def test_changed_statistics_are_noticed(folder):
 def test_statistics_of_uneven_batches_equal_those_of_all():
   rng = np.random.default_rng(0)
   batches = [1e4 + rng.normal(size=(n, 2, 3, 3, 5)) * np.arange(1, 6) for n in (1, 7, 4)]
-  statistics = latent_statistics(iter(batches))
-  everything = np.concatenate(batches).reshape(-1, 5)
+  logvars = [rng.normal(size=batch.shape) for batch in batches]
+  statistics = latent_statistics(zip(batches, logvars, strict=True))
+  everything, noise = (np.concatenate(x).reshape(-1, 5) for x in (batches, logvars))
   np.testing.assert_allclose(statistics["mean"], everything.mean(0), rtol=1e-6)
-  np.testing.assert_allclose(statistics["std"], everything.std(0), rtol=1e-6)
+  std = np.sqrt(everything.var(0) + np.exp(noise).mean(0))
+  np.testing.assert_allclose(statistics["std"], std, rtol=1e-6)
+
+
+def test_a_channel_that_carries_nothing_is_not_blown_up():
+  means = np.random.default_rng(0).normal(size=(4, 1, 5, 5, 2)) * [1.0, 1e-3]
+  logvars = np.log(np.broadcast_to([0.01, 1.0], means.shape))
+  std = latent_statistics([(means, logvars)])["std"]
+  assert np.all(np.abs(std - 1) < 0.1)
 
 
 def test_statistics_refuse_what_cannot_be_normalised():
@@ -152,8 +161,9 @@ def test_statistics_refuse_what_cannot_be_normalised():
     latent_statistics([])
   latents = np.random.default_rng(0).normal(size=(2, 1, 2, 2, 3))
   latents[..., 1] = 5
+  sure = np.full_like(latents, -1000.0)
   with pytest.raises(BadInput, match="std=0 of channel 1 cannot be divided by"):
-    latent_statistics([latents])
+    latent_statistics([(latents, sure)])
   latents[..., 1] = np.nan
   with pytest.raises(BadInput, match="std=nan of channel 1"):
-    latent_statistics([latents])
+    latent_statistics([(latents, sure)])
