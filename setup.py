@@ -30,6 +30,7 @@ BASE = [
   "optax",
   "orbax-checkpoint",
   "pillow",
+  "protobuf",
   "rich",
   "safetensors",
   "tensorboardX",

@@ -9,24 +9,23 @@ from data_pipeline.errors import BadInput
 from sora_jax.nn.block import Block, modulate
 from sora_jax.nn.embed import CaptionEmbedding, LevelEmbedding
 from sora_jax.nn.gather import gather_rows
-from sora_jax.nn.rope import rotary_angles
+from sora_jax.nn.rope import fourier_features, rotary_angles
 from sora_jax.typed import Array, Float, typed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "block")
+POSITION_FEATURES = 64
 
 # Where parameters lie: the larger side of each kernel in shards, vectors whole. Stacked layers lead
 # with depth.
+_DENSE = r"(level/(into|out)|modulation|head_modulation|caption/states|position)"
 RULES = (
   (r"blocks/attention/qkv/kernel|blocks/mlp/into/kernel", PartitionSpec(None, "fsdp", "tensor")),
   (r"blocks/attention/out/kernel|blocks/mlp/out/kernel", PartitionSpec(None, "tensor", "fsdp")),
   (r"blocks/(attention/norm_[qk]/scale|mlp/(into|out)/bias|table)", PartitionSpec()),
-  (r"(level/(into|out)|modulation|head_modulation|caption/states)/kernel", PartitionSpec("fsdp")),
+  (rf"{_DENSE}/kernel", PartitionSpec("fsdp")),
   (r"(patches|head)/kernel|caption/(null|table)", PartitionSpec()),
-  (
-    r"(level/(into|out)|modulation|head_modulation|caption/states|patches|head)/bias",
-    PartitionSpec(),
-  ),
+  (rf"{_DENSE}/bias|(patches|head)/bias", PartitionSpec()),
 )
 
 
@@ -66,6 +65,7 @@ class DiT(nnx.Module):
     self.caption = CaptionEmbedding(
       width, state_width=state_width, vocabulary=vocabulary, dtype=self.dtype, rngs=rngs
     )
+    self.position = nnx.Linear(POSITION_FEATURES, width, dtype=self.dtype, rngs=rngs)
     self.level = LevelEmbedding(width, rngs=rngs)
     self.modulation = nnx.Linear(width, 6 * width, kernel_init=gates, rngs=rngs)
     make_block = lambda r: Block(  # noqa: E731
@@ -96,6 +96,7 @@ class DiT(nnx.Module):
     x = jnp.where(
       is_caption, gather_rows(caption, batch["text_index"]), self.patches(z.astype(self.dtype))
     )
+    x = x + self.position(fourier_features(batch["position"], POSITION_FEATURES).astype(self.dtype))
     condition = nnx.silu(self.level(t))
     angles = rotary_angles(batch["position"], self.head_dim)
     attend_here = lambda q, k, v: attend(q, k, v, batch["segment"])  # noqa: E731

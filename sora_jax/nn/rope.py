@@ -50,3 +50,15 @@ def rotate(
   cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
   a, b = jnp.split(x.astype(jnp.float32), 2, -1)
   return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
+
+
+@typed
+def fourier_features(
+  position: Float[Array, "b n 4"], features: int
+) -> Float[Array, "b n {features}"]:
+  """cos and sin of every axis at the rotary frequencies: where a token is, for an additive embedding.
+
+  Rotary attention alone knows relative positions; a token learns its own place only through others.
+  """
+  angles = rotary_angles(position, features)
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
