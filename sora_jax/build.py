@@ -44,7 +44,10 @@ def build_mesh(config):
 
 
 def build_schedule(config) -> Schedule:
-  """Lengths and intervals of a run."""
+  """Lengths and intervals of a run. Raises BadInput for one that is not positive."""
+  for name, value in (("total_steps", config.total_steps), *config.every.items()):
+    if value < (name != "evaluate_steps"):  # 0 switches evaluation off
+      raise BadInput(f"config: {name}={value} must be positive.")
   return Schedule(
     config.total_steps,
     config.every.log_steps,
@@ -137,6 +140,12 @@ def dit_task(config, dataset: Dataset, mesh) -> Task:
     hooks=hooks,
     dataset_fingerprint=dataset.fingerprint,
   )
+
+
+def check_patch(patch):
+  """Raises BadInput for a patch that is not three positive sides."""
+  if len(patch) != 3 or min(patch) < 1:
+    raise BadInput(f"config: model.patch={tuple(patch)} is not (frames, rows, columns), each >= 1.")
 
 
 def check_prediction(config):

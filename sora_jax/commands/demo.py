@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from sora_jax.commands.entry import run_command
-from sora_jax.commands.options import make_parser
+from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.progress import say
 from sora_jax.evals.report import write_report
 from sora_jax.generate.media import grid, read_mp4, strip, write_mp4, write_png
@@ -29,8 +29,7 @@ def parser():
 
 
 def run(args) -> dict:
-  out = Path(args.out)
-  out.mkdir(parents=True, exist_ok=True)
+  out = make_folder("--out", Path(args.out))
   seconds = Stopwatch(out / "seconds.json")
   for name, argv in stages(out):
     say(f"demo: {name}: sora {' '.join(argv)}")

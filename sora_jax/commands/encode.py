@@ -45,6 +45,11 @@ def parser():
 
 
 def run(args) -> dict:
+  if args.rows < 1 or args.patch_side < 1 or args.captions < 0:
+    raise BadInput(
+      f"encode: --rows={args.rows}, --patch-side={args.patch_side} must be at least 1, "
+      f"--captions={args.captions} at least 0."
+    )
   encoder = load_text_encoder(args.text, args.text_folder)
   vae = load_frozen_vae(Path(args.workdir) / "frozen" / "vae")
   clips = Dataset.open(args.data, kind="clip")

@@ -3,6 +3,7 @@
 0 done; 2 bad input (what, where, what to do); 42 preempted and saved; 1 anything else.
 """
 
+import difflib
 import importlib
 import json
 import os
@@ -35,11 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     print(usage())
     return 0 if argv else 2
   if argv[0] not in COMMANDS:
-    print(f"sora: {argv[0]!r} is not a command. See sora --help.", file=sys.stderr)
+    near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    print(f"sora: {argv[0]!r} is not a command.{hint} See sora --help.", file=sys.stderr)
     return 2
   try:
     result = run_command(argv[0], argv[1:])
-  except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
+  except SystemExit as stop:  # argparse, after --help
     return int(stop.code or 0)
   except BaseException as error:
     return report_error(argv[0], error)
@@ -61,6 +64,6 @@ def report_error(name: str, error: BaseException) -> int:
   if isinstance(error, KeyboardInterrupt):
     print(f"sora {name}: interrupted.", file=sys.stderr)
     return 1
-  text = " ".join(str(error).split()) or type(error).__name__
+  text = " ".join(str(error).split()).removeprefix(f"{name}: ") or type(error).__name__
   print(f"sora {name}: {text}", file=sys.stderr)
   return 2 if isinstance(error, BadInput) else int(getattr(error, "exit_code", 1))

@@ -9,7 +9,7 @@ import numpy as np
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
-from sora_jax.commands.options import make_parser
+from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.progress import say, track
 from sora_jax.commands.run import open_run
 from sora_jax.commands.sample import choose_settings
@@ -49,6 +49,7 @@ def parser():
 def run(args) -> dict:
   opened = open_run(args.workdir, step=args.step, weights=args.weights)
   out = Path(args.out or Path(args.workdir) / "eval" / f"{args.suite}-{opened.step}")
+  make_folder("--out", out)
   result = measure_adherence(opened, Dataset.open(args.data, kind="clip"), args, out)
   if not args.json:
     for name, facts in result["adherence"].items():

@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import os
+import re
 import sys
 import textwrap
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -14,7 +16,7 @@ from data_pipeline.errors import BadInput
 
 def make_parser(command: str, does: str, example: str, *, config: bool = False):
   """An argparse parser whose help ends in an example; with `config`, takes `--config` as well."""
-  parser = (ConfigParser if config else argparse.ArgumentParser)(
+  parser = (ConfigParser if config else Parser)(
     prog=f"sora {command}",
     description=does,
     epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
@@ -32,7 +34,14 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False):
   return parser
 
 
-class ConfigParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+  """An argparse parser whose complaint is one line, like every other."""
+
+  def error(self, message):
+    raise BadInput(f"{message}. See {self.prog} --help.")
+
+
+class ConfigParser(Parser):
   """Leaves `--config.a.b=value` to ml_collections; adds `config_path` and the loaded `config`."""
 
   def parse_args(self, args=None, namespace=None):
@@ -76,6 +85,7 @@ def load_config(words: list[str]):
     sys.path.insert(0, folder)
   try:
     values(["sora", *words])
+    _check_tuples(holder.value, words, path)
     return holder.value
   except BadInput:
     raise
@@ -84,15 +94,42 @@ def load_config(words: list[str]):
 
 
 def _explain(error, words, path):
-  """One line on a refused config, with the nearest key when a key is misspelt."""
-  text = str(error).strip("'\"").splitlines()[0]
+  """One line on a refused config: the key nearest to a misspelt one, the type a value lacks."""
+  text = str(error).strip()
+  if "Error whilst parsing config file" in text:  # the file's own complaint, at the traceback's end
+    return f"{text.splitlines()[-1].removeprefix('ValueError: ')} (--config={path})."
   known = _known_keys(path)
-  for word in words:
-    key = word.removeprefix("--config.").partition("=")[0]
-    if word.startswith("--config.") and known and key not in known:
+  for key in _overridden(words):
+    if known and key not in known:
       near = difflib.get_close_matches(key, known, 1)
       return f"{key} is not a setting of {path}. " + (f"Did you mean {near[0]}?" if near else "")
-  return f"{text} ({path})."
+  refused = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+  if refused and refused[1] in known:
+    key, default = refused[1], known[refused[1]]
+    if isinstance(default, dict):
+      return f"{key} is a group of settings. Set one of them, such as {key}.{next(iter(default))}."
+    return f"{key}={refused[2]} is not of type {type(default).__name__} ({path} has {default!r})."
+  return f"{text.splitlines()[0]} ({path})."
+
+
+def _overridden(words):
+  """Dotted names of the settings that a command line changes."""
+  return [w[len("--config.") :].partition("=")[0] for w in words if w.startswith("--config.")]
+
+
+def _check_tuples(config, words, path):
+  """Compares the kinds of entries with the default tuple: ml_collections takes any literal."""
+  changed = flatten(config.to_dict())
+  known = _known_keys(path)
+  for key in _overridden(words):
+    value, default = changed[key], known[key]
+    if isinstance(default, tuple) and not _kinds(value) <= _kinds(default) | {int}:
+      raise BadInput(f"config: {key}={value!r} is of another kind than {default!r} ({path}).")
+
+
+def _kinds(value) -> set[type]:
+  """Types of the leaves of nested tuples."""
+  return set().union(*map(_kinds, value)) if isinstance(value, tuple) else {type(value)}
 
 
 def _known_keys(path):
@@ -117,3 +154,21 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     if isinstance(value, dict):
       flat.update(flatten(value, f"{prefix}{key}."))
   return flat
+
+
+def make_folder(option: str, folder: Path) -> Path:
+  """Makes a folder to write in.
+
+  Raises:
+    BadInput: it cannot be written.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe.{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise BadInput(
+      f"{option}={folder} cannot be written ({error.strerror}). Name another."
+    ) from error
+  return folder

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data_pipeline.errors import BadInput
-from sora_jax.commands.options import make_parser
+from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.progress import track
 from sora_jax.commands.run import open_run
 from sora_jax.generate.media import check_writable, write_mp4
@@ -41,6 +41,8 @@ def parser():
 
 
 def run(args) -> dict:
+  if not 0 <= args.crf <= 51:
+    raise BadInput(f"sample: --crf={args.crf} is not in 0 (best) to 51.")
   prompts = read_prompts(args)
   files = out_files(args, len(prompts))
   opened = open_run(args.workdir, step=args.step, weights=args.weights)
@@ -77,15 +79,8 @@ def out_files(args, count: int) -> list[Path]:
   if args.prompt is not None:
     check_writable(out)
     return [out]
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise BadInput(
-      f"sample: --out={out} is no folder to write in ({error.strerror}). Name another."
-    ) from error
-  files = [out / f"{i:04d}.mp4" for i in range(count)]
-  check_writable(files[0])
-  return files
+  make_folder("--out", out)
+  return [out / f"{i:04d}.mp4" for i in range(count)]
 
 
 def choose_settings(args, defaults) -> tuple[dict, Settings]:

@@ -16,7 +16,7 @@ from data_pipeline.errors import BadInput
 from sora_jax import build
 from sora_jax.commands.data import make_world
 from sora_jax.commands.encode import encode_dataset
-from sora_jax.commands.options import make_parser
+from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.progress import say
 from sora_jax.generate.encode import encode_clips
 from sora_jax.models.frozen_vae import FrozenVAE, latent_statistics, save_frozen_vae
@@ -42,14 +42,15 @@ def parser():
 
 
 def run(args) -> dict:
-  config, workdir = args.config, Path(args.workdir)
-  make_workdir(workdir)
+  config, workdir = args.config, make_folder("--workdir", Path(args.workdir))
   is_dit = config.model.name == "dit"
   if not is_dit and config.model.name not in CODECS:
     raise BadInput(
       f"train: model.name={config.model.name!r} is not one of {['dit', *sorted(CODECS)]}."
     )
-  mesh = build.build_mesh(config)
+  if is_dit:
+    build.check_patch(config.model.patch)
+  schedule, mesh = build.build_schedule(config), build.build_mesh(config)
   dataset = open_data(config, workdir, kind="latent" if is_dit else "clip")
   if is_dit:
     keep_frozen(dataset, workdir)
@@ -59,7 +60,7 @@ def run(args) -> dict:
       task,
       workdir,
       json.loads(config.to_json()),
-      build.build_schedule(config),
+      schedule,
       mesh,
       init_from=config.init_from,
       init_weights=config.init_weights,
@@ -72,19 +73,6 @@ def run(args) -> dict:
     "tokens_seen": progress.tokens_seen,
     "clips_seen": progress.clips_seen,
   }
-
-
-def make_workdir(workdir: Path) -> None:
-  """Makes the folder, or says in one line why that cannot be."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f".probe.{os.getpid()}"
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise BadInput(
-      f"train: --workdir={workdir} cannot be written ({error.strerror}). Name another."
-    ) from error
 
 
 def open_data(config, workdir: Path, *, kind: str) -> Dataset:

@@ -1,5 +1,6 @@
 """Clips to latents, grouped by shape so that each shape is compiled once."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -106,7 +107,7 @@ def latent_shape(
   Raises:
     BadInput: a size that VAE and patch cannot make, or a length or rate that is not positive.
   """
-  if not seconds >= 0 or not fps > 0:
+  if not 0 <= seconds < math.inf or not 0 < fps < math.inf:
     raise BadInput(
       f"sample: seconds={seconds}, fps={fps} must be positive (0 seconds is an image)."
     )

@@ -4,6 +4,7 @@ Each row holds a sample twice, as two segments: with its caption and with the ne
 caption, so that one call of the network gives both halves of the guidance.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.errors import BadInput
 from data_pipeline.tokens import Segment, pack_row, stack_rows, token_count, unpatchify
 from sora_jax.diffusion.guidance import classifier_free_guidance
 from sora_jax.diffusion.noise import token_normal
@@ -56,6 +58,14 @@ class Settings(NamedTuple):
   seed: int
 
 
+def check_settings(settings: Settings) -> None:
+  """Raises BadInput for a guidance or shift that makes no video."""
+  if not math.isfinite(settings.guidance):
+    raise BadInput(f"sample: guidance={settings.guidance} must be finite.")
+  if not 0 < settings.alpha < math.inf:
+    raise BadInput(f"sample: shift={settings.alpha} must be positive; 1 is none.")
+
+
 class Sampler:
   """A trained DiT and how its outputs are read.
 
@@ -91,6 +101,7 @@ class Sampler:
       negatives: a `Caption` each to guide away from, or None for no caption.
       draws: integers that tell samples of one seed apart.
     """
+    check_settings(settings)
     batch = self._rows(captions, negatives, draws, shape)
     times = time_grid(settings.steps, settings.alpha)
     patches = self._run(

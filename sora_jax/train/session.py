@@ -68,13 +68,13 @@ def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
   run, _, step = source.partition("@")
   folder = Path(run) / "checkpoints"
   if which not in ("ema", "params"):
-    raise BadInput(f"init_from: init_weights={which!r} is not one of ['ema', 'params'].")
+    raise BadInput(f"weights: {which!r} is not one of ['ema', 'params'].")
   if not folder.is_dir() or (step and not step.isdigit()):
-    raise BadInput(f"init_from: {source!r} names no run with checkpoints. Give RUN or RUN@STEP.")
+    raise BadInput(f"weights: {source!r} names no run with checkpoints. Give RUN or RUN@STEP.")
   with Checkpoints(folder, read_only=True) as checkpoints:
     latest = checkpoints.latest_step()
     if latest is None or (step and not (folder / step).is_dir()):
-      raise BadInput(f"init_from: {source!r} is not saved in {folder} (newest: {latest}).")
+      raise BadInput(f"weights: {source!r} is not saved in {folder} (newest: {latest}).")
     found = int(step) if step else latest
     return named_leaves(checkpoints.read(found, parts=(which,))[which]), found
 
@@ -86,7 +86,7 @@ def replace_params(params, weights: dict[str, Any], source: str):
   for name in sorted(wanted.keys() | found.keys()):
     if wanted.get(name) != found.get(name):
       raise BadInput(
-        f"init_from: {source!r} holds {name}={found.get(name)}, this model has {wanted.get(name)}. "
+        f"weights: {source!r} holds {name}={found.get(name)}, this model has {wanted.get(name)}. "
         "Start from a run of the same model, or set init_from=''."
       )
   return jax.tree_util.tree_map_with_path(
