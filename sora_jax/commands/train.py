@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,8 @@ from sora_jax.generate.encode import encode_clips
 from sora_jax.models.frozen_vae import FrozenVAE, latent_statistics, save_frozen_vae
 from sora_jax.models.text.registry import load_text_encoder
 from sora_jax.models.vae import CODECS, make_codec
-from sora_jax.train.session import train
+from sora_jax.train.session import check_workdir, train
+from sora_jax.train.stop import Preempted
 
 STATISTICS_CLIPS = 256  # training clips that the latents' mean and std are measured on
 
@@ -42,7 +46,28 @@ def parser():
 
 
 def run(args) -> dict:
-  config, workdir = args.config, make_folder("--workdir", Path(args.workdir))
+  with leaving_at_sigterm():
+    return run_training(args.config, make_folder("--workdir", Path(args.workdir)))
+
+
+@contextmanager
+def leaving_at_sigterm() -> Iterator[None]:
+  """Before and after the loop, which saves first, SIGTERM ends the command where it stands."""
+
+  def leave(*_):
+    raise Preempted(
+      "train: stopped by SIGTERM outside the steps, nothing is lost. The same command resumes."
+    )
+
+  found = signal.signal(signal.SIGTERM, leave)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, found)
+
+
+def run_training(config, workdir: Path) -> dict:
+  """Opens the data, trains what `config.model` names, and keeps a trained VAE."""
   is_dit = config.model.name == "dit"
   if not is_dit and config.model.name not in CODECS:
     raise BadInput(
@@ -51,6 +76,8 @@ def run(args) -> dict:
   if is_dit:
     build.check_patch(config.model.patch)
   schedule, mesh = build.build_schedule(config), build.build_mesh(config)
+  plain = json.loads(config.to_json())
+  check_workdir(workdir, plain)
   dataset = open_data(config, workdir, kind="latent" if is_dit else "clip")
   if is_dit:
     keep_frozen(dataset, workdir)
@@ -59,7 +86,7 @@ def run(args) -> dict:
     state, progress = train(
       task,
       workdir,
-      json.loads(config.to_json()),
+      plain,
       schedule,
       mesh,
       init_from=config.init_from,

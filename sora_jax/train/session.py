@@ -102,6 +102,20 @@ def start_state(task: Task, mesh, places: State, init_from: str, init_weights: s
   return jax.jit(lambda p: init_state(p, task.optimizer), out_shardings=places)(params)
 
 
+def check_workdir(workdir: Path, config: dict) -> None:
+  """Refuses a workdir whose checkpoints are of another config, before anything is built.
+
+  Raises:
+    BadInput: a setting changed that may not.
+  """
+  folder = workdir / "checkpoints"
+  if folder.is_dir():
+    with Checkpoints(folder, read_only=True) as checkpoints:
+      step = checkpoints.latest_step()
+      if step is not None:
+        check_config(checkpoints.describe(step)[1]["config"], config)
+
+
 def train(
   task: Task,
   workdir: Path,
