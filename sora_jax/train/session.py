@@ -65,11 +65,13 @@ def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
   Raises:
     BadInput: no such run, step or kind of weights.
   """
-  run, _, step = source.partition("@")
+  run, _, step = source.rpartition("@")
+  if not (run and step.isdigit()):
+    run, step = source, ""
   folder = Path(run) / "checkpoints"
   if which not in ("ema", "params"):
     raise BadInput(f"weights: {which!r} is not one of ['ema', 'params'].")
-  if not folder.is_dir() or (step and not step.isdigit()):
+  if not folder.is_dir():
     raise BadInput(f"weights: {source!r} names no run with checkpoints. Give RUN or RUN@STEP.")
   with Checkpoints(folder, read_only=True) as checkpoints:
     latest = checkpoints.latest_step()
@@ -98,7 +100,8 @@ def start_state(task: Task, mesh, places: State, init_from: str, init_weights: s
   """A state at step 0: fresh parameters, or those of another run; the optimiser is always fresh."""
   if not init_from:
     return jax.jit(lambda: init_state(task.init(), task.optimizer), out_shardings=places)()
-  params = replace_params(jax.jit(task.init)(), read_weights(init_from, init_weights)[0], init_from)
+  weights, _ = read_weights(init_from, init_weights)
+  params = replace_params(jax.eval_shape(task.init), weights, init_from)
   return jax.jit(lambda p: init_state(p, task.optimizer), out_shardings=places)(params)
 
 

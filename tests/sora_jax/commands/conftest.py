@@ -21,12 +21,12 @@ from sora_jax.commands.entry import main
 from sora_jax.train.metrics import cut_back, read_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
-STEPS, EVERY = 24, 4  # steps of the trained run; steps between its checkpoints, the last three kept
+STEPS, EVERY = 20, 4  # steps of the trained run; steps between its checkpoints, the last three kept
 DEBUG = (
   "--config=experiments/demo.py:debug",
   f"--config.total_steps={STEPS}",
   f"--config.every.checkpoint_steps={EVERY}",
-  "--config.every.evaluate_steps=12",
+  "--config.every.evaluate_steps=10",
   "--config.optim.warmup_steps=2",
 )
 # Every program is compiled once for all tests; what it computes stays the same bit for bit.

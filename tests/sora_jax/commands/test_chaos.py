@@ -36,8 +36,8 @@ def test_three_kills_change_nothing(start, finished, end, debug, tmp_path):
   argv = ("train", *debug.argv, f"--workdir={workdir}")
   moments = [
     dict(step=0, seconds=chance.uniform(0.5, 6.0)),  # importing, making data, compiling
-    dict(step=chance.randrange(1, 10), seconds=chance.uniform(0.0, 0.3)),
-    dict(step=chance.randrange(10, 18), seconds=chance.uniform(0.0, 0.3)),
+    dict(step=chance.randrange(1, 8), seconds=chance.uniform(0.0, 0.3)),
+    dict(step=chance.randrange(8, 14), seconds=chance.uniform(0.0, 0.3)),
   ]
   for moment in moments:
     kill_at(start(*argv), workdir, **moment)
