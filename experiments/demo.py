@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from experiments import common
 
 # frames, width, height, frames a second, weight
-FORMATS = ((9, 32, 32, 8.0, 0.7), (5, 48, 32, 8.0, 0.15), (1, 32, 48, 8.0, 0.15))
+FORMATS = ((9, 32, 32, 8.0, 0.8), (5, 48, 32, 8.0, 0.1), (1, 32, 48, 8.0, 0.1))
 
 
 def world(clips: int) -> dict:
@@ -27,13 +27,14 @@ def world(clips: int) -> dict:
     clips=clips,
     formats=FORMATS,
     held_out_fraction=0.08,
+    backgrounds=("solid", "gradient"),
     families=dict(drift=1.0, fall=0.0, collide=0.0, occlude=0.0, ramp=0.0),
   )
 
 
 def vae() -> ConfigDict:
-  """Causal VAE: 4x8x8 compression, 16 channels."""
-  c = common.base(total_steps=1500)
+  """Causal VAE: 4x8x8 compression, 8 channels."""
+  c = common.base(total_steps=1200)
   c.world = world(4000)
   c.model = dict(
     name="vae",
@@ -41,7 +42,7 @@ def vae() -> ConfigDict:
     blocks=(1,),
     strides=((4, 8),),
     taps=2,
-    latent_channels=16,
+    latent_channels=8,
     dtype="float32",
   )
   c.data = dict(
@@ -56,13 +57,13 @@ def vae() -> ConfigDict:
 
 def dit() -> ConfigDict:
   """Text-to-video transformer on the VAE's latents."""
-  c = common.base(total_steps=1500)
+  c = common.base(total_steps=600)
   c.world = world(4000)
   c.data = dict(
     path="runs/demo/latents",
-    slots=256,
-    caption_slots=160,
-    segments=16,
+    slots=128,
+    caption_slots=96,
+    segments=10,
     rows=16,
     caption_dropout=0.1,
     given_first_frame=0.0,
@@ -71,9 +72,9 @@ def dit() -> ConfigDict:
   )
   c.model = dict(
     name="dit",
-    width=192,
+    width=128,
     depth=6,
-    heads=4,
+    heads=2,
     patch=(1, 2, 2),
     mlp="swiglu",
     mlp_ratio=4.0,
@@ -84,11 +85,11 @@ def dit() -> ConfigDict:
     remat="none",
   )
   c.diffusion = dict(
-    density=dict(name="logit_normal", mean=0.5, std=1.0, base_tokens=12, shift_exponent=0.0),
+    density=dict(name="logit_normal", mean=0.8, std=1.0, base_tokens=12, shift_exponent=0.0),
     t_min=0.05,
   )
-  c.optim = common.optimizer(lr=1e-3, warmup_steps=50)
-  c.every = dict(log_steps=20, checkpoint_steps=500, evaluate_steps=250)
+  c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50, ema_decay=0.99)
+  c.every = dict(log_steps=20, checkpoint_steps=400, evaluate_steps=400)
   c.evaluate = dict(batches=4)
   c.sample = dict(
     seconds=1.125,
@@ -99,7 +100,7 @@ def dit() -> ConfigDict:
     guidance=3.0,
     solver="euler",
     shift=1.0,
-    rows=16,
+    rows=32,
   )
   return c
 

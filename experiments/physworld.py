@@ -32,6 +32,7 @@ def world(clips: int) -> dict:
     clips=clips,
     formats=FORMATS,
     held_out_fraction=0.02,
+    backgrounds=("solid", "gradient", "checker", "stripes", "noise"),
     families=dict(drift=2.0, fall=1.0, collide=1.0, occlude=1.0, ramp=1.0),
   )
 

@@ -1,6 +1,7 @@
 """Backdrops and scenery: muted greys, so that saturation alone tells the objects from the rest."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,9 +37,9 @@ class Backdrop:
     return "dark" if self.scenery < 128 else "light"
 
 
-def draw_backdrop(draws: Draws) -> Backdrop:
-  """Draws a backdrop from the clip's background stream."""
-  style = draws.choose("background", STYLES)
+def draw_backdrop(draws: Draws, styles: Sequence[str]) -> Backdrop:
+  """Draws a backdrop of one of `styles` from the clip's background stream."""
+  style = draws.choose("background", tuple(styles))
   middle, apart = draws.between("background", 62, 192), draws.between("background", 14, 26)
   tints = [draws.between("background", -6, 6) for _ in range(3)]
   greys = middle + np.array([[-apart], [apart]]) + np.array(tints)

@@ -90,11 +90,26 @@ def _check_film(frames: int, height: int, width: int, fps: float) -> None:
     )
 
 
-def _imagine(seed: int, index: int, side: tuple[float, float], families: Families) -> _World:
+def _check_styles(styles: Sequence[str]) -> None:
+  unknown = [name for name in styles if name not in backgrounds.STYLES]
+  if unknown or not styles:
+    raise BadInput(
+      f"physworld: styles={list(styles)} must be some of {', '.join(backgrounds.STYLES)}. Correct it."
+    )
+
+
+def _imagine(
+  seed: int,
+  index: int,
+  side: tuple[float, float],
+  families: Families,
+  styles: Sequence[str],
+) -> _World:
+  _check_styles(styles)
   draws = Draws(seed, index)
   family = draws.weighted("family", _weigh(families))
   scene = scenes.FAMILIES[family](draws, side)
-  return _World(scene, backgrounds.draw_backdrop(draws), draws.unit("split"))
+  return _World(scene, backgrounds.draw_backdrop(draws, styles), draws.unit("split"))
 
 
 def _film(world: _World, frames: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
@@ -155,11 +170,12 @@ def describe(
   fps: float,
   families: Families,
   held_out_fraction: float,
+  styles: Sequence[str] = backgrounds.STYLES,
 ) -> Description:
   """What `make_clip` would say of the clip, without painting it. Arguments as there."""
   _check_film(frames, height, width, fps)
   unit = min(height, width)
-  world = _imagine(seed, index, (width / unit, height / unit), families)
+  world = _imagine(seed, index, (width / unit, height / unit), families, styles)
   positions, _ = _film(world, frames, fps)
   return _label(world, positions, fps, _name_source(seed, index), held_out_fraction)
 
@@ -178,6 +194,7 @@ def make_clip(
   fps: float,
   families: Families,
   held_out_fraction: float,
+  styles: Sequence[str] = backgrounds.STYLES,
 ) -> WorldClip:
   """Generates one clip.
 
@@ -188,12 +205,13 @@ def make_clip(
     fps: frames a second.
     families: weights of the families, or names for equal weights.
     held_out_fraction: part of the sources that goes to the split "held_out".
+    styles: of backgrounds, equally often.
   Raises:
     BadInput: unknown family, no frames, or a frame too small.
   """
   _check_film(frames, height, width, fps)
   unit = min(height, width)
-  world = _imagine(seed, index, (width / unit, height / unit), families)
+  world = _imagine(seed, index, (width / unit, height / unit), families, styles)
   positions, velocities = _film(world, frames, fps)
   label = _label(world, positions, fps, _name_source(seed, index), held_out_fraction)
   picture, bar = backgrounds.draw_set(world.backdrop, world.scene, height, width)
@@ -226,11 +244,13 @@ def world_clips(
   specs: Sequence[Mapping],
   families: Families,
   held_out_fraction: float,
+  styles: Sequence[str] = backgrounds.STYLES,
 ) -> Iterator[WorldClip]:
   """Clips 0..count-1 of a seed in mixed formats.
 
   Args:
     specs: dicts of frames, height, width, fps and weight.
+    styles: of backgrounds, equally often.
   """
   chosen = choose_specs(seed, np.arange(count), [spec["weight"] for spec in specs])
   for index in range(count):
@@ -244,4 +264,5 @@ def world_clips(
       fps=spec["fps"],
       families=families,
       held_out_fraction=held_out_fraction,
+      styles=styles,
     )

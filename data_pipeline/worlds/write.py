@@ -38,7 +38,7 @@ def world_records(world: Mapping) -> Iterator[ClipRecord]:
 
   Args:
     world: `name` ("physworld"), `seed`, `clips`, `formats` (tuples of frames, width, height, fps,
-      weight), `families` (name -> weight), `held_out_fraction`.
+      weight), `families` (name -> weight), `backgrounds` (styles), `held_out_fraction`.
   Raises:
     BadInput: unknown world.
   """
@@ -51,6 +51,7 @@ def world_records(world: Mapping) -> Iterator[ClipRecord]:
     world["clips"],
     specs=specs,
     families=world["families"],
+    styles=world["backgrounds"],
     held_out_fraction=world["held_out_fraction"],
   )
   return (clip_record(clip) for clip in clips)

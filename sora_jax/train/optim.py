@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import path_name
@@ -83,7 +84,40 @@ def _adamw(rate, *, b1, b2, eps, weight_decay):
   return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
 
 
-OPTIMIZERS = {"adamw": _adamw}
+def muon_axes(params):
+  """The two matrix axes of each kernel of stacked blocks; None (AdamW) for everything else.
+
+  Input and output layers and embeddings stay with AdamW, as their authors advise.
+  """
+
+  def axes(path, leaf):
+    is_kernel = STACKED.fullmatch(path_name(path)) and path_name(path).endswith("kernel")
+    return optax.contrib.MuonDimensionNumbers(1, 2) if is_kernel and leaf.ndim == 3 else None
+
+  return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _muon(rate, *, b1, b2, eps, weight_decay):
+  """Muon (Jordan et al. 2024) on the blocks' kernels, AdamW elsewhere.
+
+  The orthogonalised update is scaled to an RMS of 0.2, so that AdamW's learning rate and weight decay
+  carry over (Liu et al. 2025, arXiv:2502.16982, eq. 4).
+  """
+  return optax.contrib.muon(
+    rate,
+    beta=0.95,
+    eps=eps,
+    weight_decay=weight_decay,
+    weight_decay_mask=decay_mask,
+    adam_b1=b1,
+    adam_b2=b2,
+    adam_weight_decay=weight_decay,
+    muon_weight_dimension_numbers=muon_axes,
+    consistent_rms=0.2,
+  )
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
 def make_optimizer(
