@@ -19,6 +19,9 @@ help:  ## this list
 setup: .venv/.installed  ## create .venv and install the pinned dependencies
 dev: .venv/.installed-dev  ## the same, with ruff and pyright
 
+# Two CPU devices use two cores better than one device does; huge pages spare page faults (15 % of a step).
+demo: export XLA_FLAGS = --xla_force_host_platform_device_count=2
+demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 demo: setup  ## data, VAE, text-to-video model, samples, scores: runs/demo/index.html
 	@$(BIN)/python -m sora_jax demo --out runs/demo
 

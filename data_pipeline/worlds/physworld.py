@@ -94,7 +94,8 @@ def _check_styles(styles: Sequence[str]) -> None:
   unknown = [name for name in styles if name not in backgrounds.STYLES]
   if unknown or not styles:
     raise BadInput(
-      f"physworld: styles={list(styles)} must be some of {', '.join(backgrounds.STYLES)}. Correct it."
+      f"physworld: styles={list(styles)} must be some of {', '.join(backgrounds.STYLES)}. "
+      "Correct the name."
     )
 
 
