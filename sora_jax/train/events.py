@@ -15,7 +15,10 @@ class Events:
   def __init__(self, workdir):
     path = Path(workdir) / "events.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
+    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
     self._file = path.open("a", buffering=1)
+    if not whole:  # a kill cut the last line off: the next one must not grow onto it
+      self._file.write("\n")
 
   def __call__(self, event: str, **facts) -> None:
     self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
@@ -38,12 +41,13 @@ def goodput(workdir) -> dict:
     `NAME_seconds` for each event that carries `seconds` (compile, evaluate, save).
   """
   path = Path(workdir) / "events.jsonl"
-  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+  lines = path.read_text(errors="replace").splitlines() if path.exists() else []
   sessions, spent, stops = [], {}, {}
   for line in lines:
-    if not line.endswith("\n"):
+    try:
+      event = json.loads(line)
+    except json.JSONDecodeError:
       continue  # cut off by a kill
-    event = json.loads(line)
     if event["event"] == "start":
       sessions.append([event["time"], event["time"]])
     if sessions:

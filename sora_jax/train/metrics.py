@@ -84,6 +84,13 @@ def _finite(value):
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _name_items(key: str, value) -> list[tuple]:
+  """(name, number) of a metric: one, or one for each item of a list."""
+  if isinstance(value, list):
+    return [(f"{key}/{i:02d}", item) for i, item in enumerate(value)]
+  return [(key, value)]
+
+
 class MetricsWriter:
   """Writes a run's metrics into its workdir and shows them on stderr.
 
@@ -115,12 +122,16 @@ class MetricsWriter:
       self._bar.start()
 
   def __call__(self, step: int, values: dict) -> None:
-    """One line for `step`: numbers and lists of numbers by name."""
+    """One line for `step`: numbers and lists of numbers by name.
+
+    On the board, which knows no lists, their items are `name/00`, `name/01`, ...
+    """
     values = {key: _finite(value) for key, value in values.items()}
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     for key, value in values.items():
-      if isinstance(value, (int, float)):
-        self._board.add_scalar(key, value, step)
+      for name, item in _name_items(key, value):
+        if item is not None:
+          self._board.add_scalar(name, item, step)
     self._show(step, values)
 
   def _show(self, step, values):

@@ -10,18 +10,22 @@ import jax
 
 from data_pipeline.errors import BadInput
 
-# Settings that change where or how often, never what is learnt from which data.
+# Settings that change where or how often, never what is learnt from which data. The dataset may
+# move (its fingerprint is compared); weights to start from are read by a run's first session alone.
 MAY_CHANGE = (
   "mesh.*",
   "total_steps",
   "every.*",
-  "remat",
-  "*.remat",
-  "attention_backend",
-  "*.attention_backend",
-  "logging.*",
-  "keep*",
-  "checkpoint.*",
+  "keep.*",
+  "evaluate.*",
+  "sample.*",
+  "init_from",
+  "init_weights",
+  "model.remat",
+  "model.attention_backend",
+  "data.path",
+  "data.threads",
+  "data.prefetch",
 )
 
 

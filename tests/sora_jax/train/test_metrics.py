@@ -31,6 +31,7 @@ def test_a_line_is_json_and_goes_to_the_board(tmp_path, capsys):
       {"step": 10, "loss": 0.5, "by_t": [1.0, None], "empty": None, "step_seconds": 2.0}
     ]
   assert ("loss", 10, 0.5) in board(tmp_path)
+  assert [found for found in board(tmp_path) if "by_t" in found[0]] == [("by_t/00", 10, 1.0)]
   assert "train: step 10/100, loss 0.5, 0:03:00 left" in capsys.readouterr().err
 
 
@@ -73,6 +74,18 @@ def test_rates_leave_pauses_out():
   }
   meter.add(Counts(tokens=50, clips=1, flops=0.0))
   assert meter.read()["tokens_per_second"] == 5.0  # begins anew
+
+
+def test_a_line_cut_off_by_a_kill_spoils_neither_the_next_nor_goodput(tmp_path):
+  path = tmp_path / "events.jsonl"
+  path.write_text('{"event": "start", "time": 1.0}\n{"event": "compile", "sec')
+  with Events(tmp_path) as events:
+    events("compile", seconds=1.5)
+  lines = path.read_text().splitlines()
+  assert [json.loads(line)["event"] for line in lines[2:]] == ["start", "compile", "stop"]
+  found = goodput(tmp_path)
+  assert found["starts"] == 2 and found["compile_seconds"] == 1.5
+  assert found["stops"] == {"done": 1, "killed": 1}
 
 
 def test_goodput_sums_sessions(tmp_path, monkeypatch):

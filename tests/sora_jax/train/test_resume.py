@@ -1,6 +1,7 @@
 """What may change on resume; and kill -9, three times, to the same last bit."""
 
 import copy
+import fnmatch
 import os
 import signal
 import subprocess
@@ -10,9 +11,10 @@ import time
 import pytest
 
 from data_pipeline.errors import BadInput
+from experiments import demo
 from sora_jax.commands.inspect_run import describe_run
 from sora_jax.train.metrics import read_metrics
-from sora_jax.train.resume import check_resume, run_facts
+from sora_jax.train.resume import MAY_CHANGE, check_resume, flatten, run_facts
 
 CONFIG = {
   "total_steps": 100,
@@ -44,6 +46,17 @@ def test_the_same_run_resumes_silently():
 def test_where_and_how_often_may_change():
   now = changed(mesh__fsdp=4, every__log_steps=1, model__remat="full")
   assert check_resume(run_facts(CONFIG, **FACTS), now) == []
+
+
+def test_the_data_may_move_and_be_read_otherwise():
+  now = changed(data__path="elsewhere", data__threads=9, data__prefetch=9, init_from="")
+  assert check_resume(run_facts(CONFIG, **FACTS), now) == []
+
+
+def test_every_pattern_names_a_setting():
+  names = [name for make in demo.CONFIGS.values() for name in flatten(make().to_dict())]
+  for pattern in MAY_CHANGE:
+    assert fnmatch.filter(names, pattern), pattern
 
 
 def test_what_is_learnt_may_not_and_every_change_is_listed():
