@@ -1,7 +1,5 @@
 """What stops a run with exit code 1: one line, and the checkpoint before it whole."""
 
-
-
 from sora_jax.train import checkpoint, session
 from sora_jax.train.metrics import read_metrics
 

@@ -1,0 +1,123 @@
+"""The held-out loss is the training loss at fixed times, the same each time it is asked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from data_pipeline.tokens import Segment, pack_row, patchify, stack_rows
+from sora_jax.attention.registry import segment_attention
+from sora_jax.diffusion.noise import token_normal
+from sora_jax.evals.held_out import TIMES, make_held_out_loss, make_reconstruction_score
+from sora_jax.models.dit import DiT
+from sora_jax.train.dit_loss import make_dit_loss
+
+PATCH, SHAPES = (1, 2, 2), [(2, 2, 4), (1, 4, 4), (3, 2, 2)]
+ATTEND = segment_attention("xla")
+SHARED = dict(prediction="velocity", t_min=0.05, seed=4, attend=ATTEND, remat="none")
+
+
+def make_batch(seed: int, weights) -> dict:
+  rng = np.random.default_rng(seed)
+  segments = [
+    Segment(
+      patches=patchify(rng.normal(size=(*shape, 3)).astype(np.float32), PATCH),
+      shape=shape,
+      patch=PATCH,
+      fps=8.0,
+      text_ids=rng.integers(1, 20, 3 + i),
+      weight=weight,
+      draw=10 * seed + i,
+    )
+    for i, (shape, weight) in enumerate(zip(SHAPES, weights, strict=True))
+  ]
+  settings = dict(slots=40, caption_slots=16, segments_per_row=3)
+  rows = [pack_row(segments[:2], **settings), pack_row(segments[2:], **settings)]
+  return {k: jnp.asarray(v) for k, v in stack_rows(rows).items() if k != "segment_record"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_haste():
+  """Tiny programs take longer to optimise than to run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def dit():
+  """Structure and parameters of a model; all parameters drawn, so that the gates are open."""
+  settings = dict(patch_dim=12, width=32, depth=1, heads=2, mlp="gelu", mlp_ratio=2.0)
+  settings |= dict(state_width=0, vocabulary=20, dtype="float32", zero_init=False)
+  structure, shapes = nnx.split(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
+  rng = np.random.default_rng(3)
+  draw = lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+  return structure, jax.tree.map(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def batches():
+  return [make_batch(0, (1.0, 1.0, 1.0)), make_batch(1, (1.0, 0.5, 2.0))]
+
+
+@pytest.fixture(scope="module")
+def score(dit, batches):
+  return make_held_out_loss(dit[0], batches, **SHARED)
+
+
+@pytest.fixture(scope="module")
+def by_hand(dit):
+  """Mean of weighted errors at a time over the noisy patches of batches, in numpy."""
+
+  @jax.jit
+  def predict(z, levels, batch):
+    return nnx.merge(*dit)(z, levels, batch, attend=ATTEND, remat="none")
+
+  @jax.jit
+  def noise(batch):
+    return token_normal(4, "noise", batch["draw"], batch["segment"], batch["token_index"], 12)
+
+  def measure(batch, t: float) -> tuple[float, float]:
+    host = {key: np.asarray(value) for key, value in batch.items()}
+    e, patch = np.asarray(noise(batch)), host["token_index"] >= 0
+    at = np.where(patch, t, 0.0)[..., None]
+    z = ((1 - at) * host["latents"] + at * e).astype(np.float32)
+    levels = jnp.full((2, 4), t, jnp.float32).at[:, 0].set(0.0)
+    v = np.asarray(predict(z, levels, batch), np.float64)
+    error = ((v - (e.astype(np.float64) - host["latents"])) ** 2).mean(-1)
+    weight = np.take_along_axis(host["segment_weight"], np.maximum(host["segment"] - 1, 0), 1)
+    weight = np.where(patch, weight, 0.0)
+    return float((weight * error).sum()), float(weight.sum())
+
+  return measure
+
+
+def test_is_the_error_by_hand(batches, score, dit, by_hand):
+  found = score(dit[1])
+  for i in (0, 7):
+    errors, weights = zip(*(by_hand(batch, TIMES[i]) for batch in batches), strict=True)
+    expected = sum(errors) / sum(weights)
+    assert found["held_out_loss_by_t"][i] == pytest.approx(expected, rel=1e-5)
+  assert found["held_out_loss"] == pytest.approx(np.mean(found["held_out_loss_by_t"]))
+
+
+def test_is_the_training_loss_at_fixed_t(dit, batches, score, by_hand):
+  loss = jax.jit(make_dit_loss(dit[0], lambda u, tokens: jnp.full_like(u, TIMES[3]), **SHARED))
+  values = [float(loss(dit[1], {}, batch)[0]) for batch in batches]
+  weights = [by_hand(batch, 0.0)[1] for batch in batches]
+  expected = np.average(values, weights=weights)
+  assert score(dit[1])["held_out_loss_by_t"][3] == pytest.approx(expected, rel=1e-6)
+
+
+def test_is_the_same_each_time_and_sees_the_parameters(dit, score):
+  assert score(dit[1]) == score(dit[1])
+  other = jax.tree.map(lambda leaf: 1.1 * leaf, dit[1])
+  assert score(other)["held_out_loss"] != score(dit[1])["held_out_loss"]
+
+
+def test_reconstruction_is_the_mean_over_batches():
+  loss = lambda params, frozen, batch: (0.0, {"psnr_db": params * batch["video"].mean()})  # noqa: E731
+  batches = [{"video": jnp.full((2, 2), value)} for value in (10.0, 30.0)]
+  score = make_reconstruction_score(batches, loss)
+  assert score(jnp.float32(2.0)) == {"held_out_psnr_db": 40.0}

@@ -1,0 +1,125 @@
+"""Clips are cropped, grouped by shape and encoded; lengths and sizes asked for become latents."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import BadInput
+from sora_jax.generate import encode
+from sora_jax.generate.encode import (
+  centre_crop,
+  decode_latents,
+  encode_clips,
+  fit_clip,
+  latent_shape,
+)
+
+FACTORS = SimpleNamespace(time_factor=4, space_factor=8)
+
+
+class Corners:
+  """Stands in for a VAE: each latent is the first pixel of what it covers."""
+
+  time_factor, space_factor = 4, 8
+
+  def __init__(self):
+    self.batches = []
+
+  def encode(self, video):
+    self.batches.append(video.shape)
+    return video[:, ::4, ::8, ::8].astype(np.float32)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+  frames=st.integers(1, 70),
+  height=st.integers(1, 90),
+  width=st.integers(1, 90),
+  patch_side=st.integers(1, 3),
+)
+def test_crops_less_than_a_patch(frames, height, width, patch_side):
+  side = 8 * patch_side
+  if min(height, width) < side:
+    with pytest.raises(BadInput, match=rf"smaller than one patch \({side}x{side} pixels\)"):
+      fit_clip(frames, height, width, FACTORS, patch_side)
+    return
+  f, h, w = fit_clip(frames, height, width, FACTORS, patch_side)
+  assert f % 4 == 1 and 0 <= frames - f < 4
+  assert h % side == w % side == 0 and 0 <= height - h < side and 0 <= width - w < side
+  top, left, bottom, right = centre_crop(height, width, h, w)
+  assert top + h + bottom == height and left + w + right == width
+  assert 0 <= bottom - top <= 1 and 0 <= right - left <= 1
+
+
+def test_encodes_in_groups_of_one_shape():
+  rng = np.random.default_rng(0)
+  shapes = [(9, 19, 24), (1, 16, 16), (9, 16, 24), (9, 16, 24), (2, 16, 16)]
+  videos = [rng.integers(0, 255, (*shape, 3), np.uint8) for shape in shapes]
+  vae = Corners()
+  found = {item.key: item for item in encode_clips(vae, enumerate(videos), rows=2, patch_side=1)}
+  assert vae.batches == [(2, 9, 16, 24, 3), (2, 1, 16, 16, 3), (2, 9, 16, 24, 3)]
+  assert list(found) == [0, 2, 1, 4, 3]  # a group when it is full, the rest at the end
+  assert found[0].crop == (1, 0, 2, 0) and found[0].shape == (9, 16, 24)
+  assert found[4].crop == (0, 0, 0, 0) and found[4].shape == (1, 16, 16)
+  for i, (top, left) in enumerate([(1, 0), (0, 0), (0, 0), (0, 0), (0, 0)]):
+    f, h, w = found[i].shape
+    inside = videos[i][:f:4, top : top + h : 8, left : left + w : 8]
+    np.testing.assert_array_equal(found[i].latent, inside)
+
+
+def test_refuses_a_shape_for_every_clip(monkeypatch):
+  monkeypatch.setattr(encode, "MAX_SHAPES", 3)
+  videos = ((i, np.zeros((1, 8, 8 * (1 + i), 3), np.uint8)) for i in range(4))
+  with pytest.raises(BadInput, match="more than 3 shapes"):
+    list(encode_clips(Corners(), videos, rows=9, patch_side=1))
+
+
+@pytest.mark.parametrize(
+  "seconds, fps, patch, latents",
+  [
+    (0.0, 8.0, (1, 2, 2), 1),  # an image
+    (1.125, 8.0, (1, 2, 2), 3),  # 9 frames
+    (1.0, 8.0, (1, 2, 2), 3),  # 8 frames, nearest 9
+    (0.1, 8.0, (1, 2, 2), 1),
+    (2.0, 16.0, (1, 2, 2), 9),  # 32 frames, nearest 33
+    (1.125, 8.0, (2, 2, 2), 4),  # whole patches
+    (0.0, 8.0, (2, 2, 2), 2),
+  ],
+)
+def test_length_asked_for(seconds, fps, patch, latents):
+  assert latent_shape(seconds, 48, 32, fps, FACTORS, patch) == (latents, 4, 6)
+
+
+@pytest.mark.parametrize(
+  "change, text",
+  [
+    (dict(seconds=-1.0), "seconds=-1.0, fps=8.0 must be positive"),
+    (dict(seconds=float("inf")), "seconds=inf"),
+    (dict(fps=0.0), "fps=0.0 must be positive"),
+    (dict(width=50), "size=50x32 has width=50, not a multiple of 8"),
+    (dict(height=0), "height=0"),
+    (dict(height=40), "h=5 is not a multiple of its patch side 2"),
+  ],
+)
+def test_refuses_what_cannot_be_made(change, text):
+  asked = dict(seconds=1.0, width=48, height=32, fps=8.0) | change
+  with pytest.raises(BadInput, match=text):
+    latent_shape(**asked, vae=FACTORS, patch=(1, 2, 2))
+
+
+def test_decodes_in_chunks():
+  """The decoder sees every latent once, in order, never more than a chunk of them."""
+  seen = []
+
+  def decode_stream(chunks):
+    for chunk in chunks:
+      seen.append(chunk.shape[1])
+      yield np.repeat(chunk, 2, axis=1)
+
+  latents = np.random.default_rng(0).normal(size=(2, 7, 2, 2, 3))
+  video = decode_latents(SimpleNamespace(decode_stream=decode_stream), latents, chunk_frames=3)
+  assert seen == [3, 3, 1]
+  np.testing.assert_array_equal(video, np.repeat(latents, 2, axis=1))
