@@ -86,6 +86,7 @@ def dit() -> ConfigDict:
   )
   c.diffusion = dict(
     density=dict(name="logit_normal", mean=0.8, std=1.0, base_tokens=12, shift_exponent=0.0),
+    weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
   c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50, ema_decay=0.99)

@@ -91,6 +91,7 @@ def dit() -> ConfigDict:
   )
   c.diffusion = dict(
     density=dict(name="logit_normal", mean=0.8, std=0.8, base_tokens=144, shift_exponent=0.5),
+    weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
   c.optim = common.optimizer(lr=3e-4, warmup_steps=500, ema_decay=0.9995)

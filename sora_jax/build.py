@@ -4,7 +4,6 @@ Names choose functions through explicit tables; no code supplies a second defaul
 """
 
 from functools import partial
-from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.loader import latent_batches
 from sora_jax.attention.registry import segment_attention
-from sora_jax.diffusion.time import make_density
+from sora_jax.diffusion.time import make_density, make_weighting
 from sora_jax.evals.held_out import make_held_out_loss, make_reconstruction_score
 from sora_jax.generate.sample import Sampler
 from sora_jax.models.dit import RULES as DIT_RULES
@@ -48,6 +47,10 @@ def build_schedule(config) -> Schedule:
   for name, value in (("total_steps", config.total_steps), *config.every.items()):
     if value < (name != "evaluate_steps"):  # 0 switches evaluation off
       raise BadInput(f"config: {name}={value} must be positive.")
+  if config.keep.checkpoints < 1:
+    raise BadInput(
+      f"config: keep.checkpoints={config.keep.checkpoints} would keep none. Set it to 1 or more."
+    )
   return Schedule(
     config.total_steps,
     config.every.log_steps,
@@ -116,15 +119,18 @@ def dit_task(config, dataset: Dataset, mesh) -> Task:
   settings = dit_settings(config, latent_channels=latent_channels, text=text)
   structure, shared = dit_structure(settings), loss_settings(config)
   optimizer, ema_decay = build_optimizer(config)
+  density = make_density(**config.diffusion.density)
+  weighting = make_weighting(**config.diffusion.weighting)
   hooks = []
-  if config.every.evaluate_steps and len(dataset.indices("held_out")):
+  if config.every.evaluate_steps:
+    check_held_out(config, dataset)
     held_out = packed_batches(config, dataset, None, split="held_out", dropout=0.0, given=0.0)
-    batches = [make_put(mesh)(b) for b in islice(held_out, config.evaluate.batches)]
-    score = make_held_out_loss(structure, batches, **shared)
+    kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
+    score = make_held_out_loss(structure, kept, **shared)
     hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
   return Task(
     init=lambda: nnx.state(DiT(**settings, rngs=nnx.Rngs(config.seed))),
-    loss=make_dit_loss(structure, make_density(**config.diffusion.density), **shared),
+    loss=make_dit_loss(structure, density, weighting, **shared),
     optimizer=optimizer,
     ema_decay=ema_decay,
     rules=DIT_RULES,
@@ -140,6 +146,31 @@ def dit_task(config, dataset: Dataset, mesh) -> Task:
     hooks=hooks,
     dataset_fingerprint=dataset.fingerprint,
   )
+
+
+def check_held_out(config, dataset: Dataset) -> None:
+  """Raises BadInput when there is nothing to evaluate on."""
+  if not len(dataset.indices("held_out")):
+    raise BadInput(
+      f"config: every.evaluate_steps={config.every.evaluate_steps} needs clips of the split"
+      f" held_out, and {dataset.path} has none. Set every.evaluate_steps=0, or make data with some."
+    )
+  if config.evaluate.batches < 1:
+    raise BadInput(
+      f"config: evaluate.batches={config.evaluate.batches} is below 1. Raise it, or set"
+      " every.evaluate_steps=0."
+    )
+
+
+def first_batches(loader, count: int, put) -> list:
+  """At most `count` batches of a loader's first epoch, on the devices; closes the loader."""
+  kept = []
+  try:
+    while len(kept) < count and loader.cursor["epoch"] == 0:
+      kept.append(put(next(loader)))
+  finally:
+    loader.close()
+  return kept
 
 
 def check_patch(patch):
@@ -174,11 +205,11 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
   optimizer, ema_decay = build_optimizer(config)
   batches = partial(clips_of, config, dataset)
   hooks = []
-  if config.every.evaluate_steps and len(dataset.indices("held_out")):
-    kept = [
-      make_put(mesh)(b) for b in islice(batches(None, split="held_out"), config.evaluate.batches)
-    ]
-    score = make_reconstruction_score(kept, loss)
+  if config.every.evaluate_steps:
+    check_held_out(config, dataset)
+    held_out = batches(None, split="held_out")
+    kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
+    score = make_reconstruction_score(structure, kept)
     hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
   return Task(
     init=lambda: nnx.state(make_codec(codec, seed=config.seed)),

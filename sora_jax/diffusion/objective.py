@@ -35,8 +35,12 @@ def weighted_mean(error: Float[Array, "b n"], weight: Float[Array, "b n"]) -> Fl
 def mean_by_time(
   error: Float[Array, "b n"], weight: Float[Array, "b n"], t: Float[Array, "b n"], bins: int
 ) -> tuple[Float[Array, "{bins}"], Float[Array, "{bins}"]]:
-  """Loss in equal bins of t: (mean of each bin, weight of each bin); mean 0 where weight is 0."""
+  """Loss in equal bins of t: (mean of each bin, weight of each bin); NaN where the weight is 0.
+
+  As in `weighted_mean`, entries of weight 0 are not looked at.
+  """
   index = jnp.clip((t * bins).astype(jnp.int32), 0, bins - 1)
   inside = (index[..., None] == jnp.arange(bins)) * weight[..., None]
   total = jnp.sum(inside, (0, 1))
-  return jnp.einsum("bnk,bn->k", inside, error) / jnp.maximum(total, 1e-12), total
+  summed = jnp.einsum("bnk,bn->k", inside, jnp.where(weight > 0, error, 0.0))
+  return jnp.where(total > 0, summed / jnp.maximum(total, 1e-12), jnp.nan), total

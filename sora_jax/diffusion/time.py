@@ -1,7 +1,7 @@
-"""Densities of the noise level t in training, and the shift that larger samples need.
+"""Densities of the noise level t in training, the shift of larger samples, and weights over t.
 
-All map standard uniform draws u in (0, 1) to t in [0, 1] (0 data, 1 noise), by the inverse of their
-distribution function, so that one draw index gives one t on every mesh.
+All densities map standard uniform draws u in (0, 1) to t in [0, 1] (0 data, 1 noise), by the
+inverse of their distribution function, so that one draw index gives one t on every mesh.
 """
 
 import jax
@@ -69,3 +69,32 @@ def make_density(*, name: str, mean: float, std: float, base_tokens: int, shift_
     return shift(t, shift_of_tokens(tokens, base_tokens, shift_exponent))
 
   return density
+
+
+@typed
+def min_snr(t: Float[Array, "*b"], gamma: float) -> Float[Array, "*b"]:
+  """Weight min((1-t)², gamma·t²) of a squared velocity error: min(SNR, gamma) of a clean error.
+
+  SNR = ((1-t)/t)², and an error of the clean patch is t times that of the velocity.
+  Source: Hang et al. 2023, arXiv:2303.09556, sec. 3.4 (there gamma = 5).
+  """
+  return jnp.minimum((1 - t) ** 2, gamma * t**2)
+
+
+WEIGHTINGS = ("uniform", "min_snr")
+
+
+def make_weighting(*, name: str, gamma: float):
+  """Returns `weighting(t) -> w`: the loss weight of a token at noise level t.
+
+  Args:
+    name: "uniform" (1 everywhere) or "min_snr".
+    gamma: of `min_snr`: the SNR above which a token weighs no more.
+  Raises:
+    BadInput: unknown name, or a gamma that is not positive.
+  """
+  if name not in WEIGHTINGS:
+    raise BadInput(f"diffusion: weighting.name={name!r} is not one of {sorted(WEIGHTINGS)}.")
+  if not gamma > 0:
+    raise BadInput(f"diffusion: weighting.gamma={gamma} must be positive.")
+  return jnp.ones_like if name == "uniform" else lambda t: min_snr(t, gamma)

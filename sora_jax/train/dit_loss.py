@@ -47,11 +47,11 @@ def dit_errors(params, structure, batch, times, *, prediction, t_min, seed, atte
   return velocity_error(prediction, output, x, e, z, t, t_min), patch_weights(batch), t
 
 
-def make_dit_loss(structure, density, *, prediction, t_min, seed, attend, remat):
+def make_dit_loss(structure, density, weighting, *, prediction, t_min, seed, attend, remat):
   """Builds `loss(params, frozen, batch) -> (loss, metrics)`.
 
-  The loss is Σ w‖v̂-v‖² / Σ w over the noisy patches of the global batch; `loss_by_t` and
-  `weight_by_t` split it into ten equal bins of t.
+  The loss is Σ w‖v̂-v‖² / Σ w over the noisy patches of the global batch, w the weight of a patch's
+  segment times `weighting(t)`; `loss_by_t` and `weight_by_t` split it into ten equal bins of t.
   """
 
   def loss(params, frozen, batch):
@@ -68,6 +68,7 @@ def make_dit_loss(structure, density, *, prediction, t_min, seed, attend, remat)
       attend=attend,
       remat=remat,
     )
+    weight = weight * weighting(t)
     by_time, weight_by_time = mean_by_time(error, weight, t, TIME_BINS)
     return weighted_mean(error, weight), dict(loss_by_t=by_time, weight_by_t=weight_by_time)
 

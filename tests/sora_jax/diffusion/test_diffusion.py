@@ -67,6 +67,34 @@ def test_loss_by_time_adds_up(rng):
   assert float(jnp.sum(mean * total) / jnp.sum(total)) == pytest.approx(float(whole), rel=1e-5)
 
 
+def test_loss_by_time_of_an_empty_bin_is_not_a_number():
+  error, weight = jnp.array([[2.0, jnp.inf, 4.0]]), jnp.array([[1.0, 0.0, 3.0]])
+  mean, total = objective.mean_by_time(error, weight, jnp.array([[0.1, 0.1, 0.9]]), 3)
+  np.testing.assert_allclose(mean, [2.0, np.nan, 4.0])
+  np.testing.assert_allclose(total, [1.0, 0.0, 3.0])
+
+
+def test_min_snr_weighs_the_clean_error():
+  t, gamma = np.array([0.01, 0.2, 1 / (1 + np.sqrt(5)), 0.5, 0.9]), 5.0
+  clean = 0.3  # squared; the velocity's is 1 / t² of it
+  weight = time.make_weighting(name="min_snr", gamma=gamma)(jnp.asarray(t, jnp.float32))
+  snr = ((1 - t) / t) ** 2
+  np.testing.assert_allclose(weight * clean / t**2, np.minimum(snr, gamma) * clean, rtol=1e-5)
+  np.testing.assert_array_equal(time.make_weighting(name="uniform", gamma=gamma)(t), np.ones(5))
+
+
+@pytest.mark.parametrize(
+  ("change", "text"),
+  [
+    (dict(name="sigma"), r"weighting.name='sigma' is not one of \['min_snr', 'uniform'\]"),
+    (dict(gamma=0.0), "weighting.gamma=0.0 must be positive"),
+  ],
+)
+def test_bad_weighting(change, text):
+  with pytest.raises(BadInput, match=text):
+    time.make_weighting(**{"name": "uniform", "gamma": 5.0, **change})
+
+
 def test_logit_normal_density_is_scipys(rng):
   t = np.asarray(time.logit_normal(jnp.asarray(rng.uniform(size=20_000), jnp.float32), 0.4, 0.7))
   assert stats.kstest(np.log(t / (1 - t)), stats.norm(0.4, 0.7).cdf).pvalue > 0.01

@@ -11,7 +11,7 @@ from sora_jax.attention.registry import segment_attention
 from sora_jax.diffusion.noise import token_normal
 from sora_jax.evals.held_out import TIMES, make_held_out_loss, make_reconstruction_score
 from sora_jax.models.dit import DiT
-from sora_jax.train.dit_loss import make_dit_loss
+from sora_jax.train.dit_loss import make_dit_loss, patch_weights
 
 PATCH, SHAPES = (1, 2, 2), [(2, 2, 4), (1, 4, 4), (3, 2, 2)]
 ATTEND = segment_attention("xla")
@@ -103,7 +103,8 @@ def test_is_the_error_by_hand(batches, score, dit, by_hand):
 
 
 def test_is_the_training_loss_at_fixed_t(dit, batches, score, by_hand):
-  loss = jax.jit(make_dit_loss(dit[0], lambda u, tokens: jnp.full_like(u, TIMES[3]), **SHARED))
+  at = lambda u, tokens: jnp.full_like(u, TIMES[3])  # noqa: E731
+  loss = jax.jit(make_dit_loss(dit[0], at, jnp.ones_like, **SHARED))
   values = [float(loss(dit[1], {}, batch)[0]) for batch in batches]
   weights = [by_hand(batch, 0.0)[1] for batch in batches]
   expected = np.average(values, weights=weights)
@@ -116,8 +117,48 @@ def test_is_the_same_each_time_and_sees_the_parameters(dit, score):
   assert score(other)["held_out_loss"] != score(dit[1])["held_out_loss"]
 
 
-def test_reconstruction_is_the_mean_over_batches():
-  loss = lambda params, frozen, batch: (0.0, {"psnr_db": params * batch["video"].mean()})  # noqa: E731
-  batches = [{"video": jnp.full((2, 2), value)} for value in (10.0, 30.0)]
-  score = make_reconstruction_score(batches, loss)
-  assert score(jnp.float32(2.0)) == {"held_out_psnr_db": 40.0}
+def test_a_weighting_over_t_weighs_the_training_loss(dit, batches):
+  density = lambda u, tokens: u  # noqa: E731
+  by_bin = lambda t: jnp.floor(10 * t) + 1  # noqa: E731
+  _, plain = jax.jit(make_dit_loss(dit[0], density, jnp.ones_like, **SHARED))(
+    dit[1], {}, batches[1]
+  )
+  loss, _ = jax.jit(make_dit_loss(dit[0], density, by_bin, **SHARED))(dit[1], {}, batches[1])
+  means, weights = np.asarray(plain["loss_by_t"]), np.asarray(plain["weight_by_t"])
+  full = weights > 0
+  assert full.sum() > 1  # else any weighting gives the same
+  expected = np.average(means[full], weights=(weights * np.arange(1, 11))[full])
+  assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_noisy_patches_weigh_and_as_their_segment_does():
+  batch = {
+    "segment": jnp.array([[1, 1, 1, 2, 2, 0]]),
+    "segment_weight": jnp.array([[0.5, 3.0]]),
+    "level_index": jnp.array([[0, 0, 1, 2, 2, 0]]),  # a caption token, a given patch, noisy ones
+    "token_index": jnp.array([[-1, 0, 1, 0, 1, -1]]),
+  }
+  np.testing.assert_array_equal(patch_weights(batch), [[0, 0, 0.5, 3.0, 3.0, 0]])
+
+
+class Louder(nnx.Module):
+  """A codec whose only loss is that of the clip and the rounding to uint8."""
+
+  def __init__(self, gain: float):
+    self.gain = nnx.Param(jnp.float32(gain))
+
+  def encode(self, video):
+    return video * self.gain[...], None
+
+  def decode(self, latent):
+    return latent
+
+
+def test_reconstruction_is_that_of_uint8_frames_pooled_over_batches():
+  videos = [np.full((1, 1, 2, 2, 3), value, np.uint8) for value in (250, 100)]
+  structure, params = nnx.split(Louder(1.3))
+  score = make_reconstruction_score(structure, [{"video": jnp.asarray(v)} for v in videos])
+  # 127.5 + 1.3 · 122.5 = 286.75 -> 255; 127.5 - 1.3 · 27.5 = 91.75 -> 92
+  expected = 10 * np.log10(255**2 / ((5**2 + 8**2) / 2))
+  assert score(params)["held_out_psnr_db"] == pytest.approx(expected, rel=1e-6)
+  assert score(nnx.state(Louder(1.0)))["held_out_psnr_db"] == np.inf
