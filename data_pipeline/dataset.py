@@ -101,7 +101,7 @@ class Dataset:
     try:
       (data,) = self._reader(path).read([int(self.index["row"][row])])
       return records.deserialize(self.kind, data)
-    except (RuntimeError, DecodeError, KeyError) as error:
+    except (RuntimeError, DecodeError, LookupError, TypeError, ValueError) as error:
       raise BadInput(f"dataset: row={row} of {path} is damaged ({error}). {_COPY}") from error
 
   def shard_path(self, split: str, shard: int) -> Path:

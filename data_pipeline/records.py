@@ -97,7 +97,8 @@ class LatentRecord:
   crop: Annotated[tuple, Column("int32", (4,), "pixels", "cut off at top, left, bottom, right")]
   fps: Annotated[float, Column("float32", (), "frames/second", "rate of the frames")]
   latent: Annotated[
-    np.ndarray, Column("bfloat16", ("f", "h", "w", "c"), "1", "mean 0, std 1 per channel")
+    np.ndarray,
+    Column("bfloat16", ("f", "h", "w", "c"), "1", "posterior mean, normalised: mean 0, std <= 1"),
   ]
   captions: Annotated[tuple[str, ...], Column("str", ("captions",), "", "each true of the clip")]
   text_ids: Annotated[
@@ -261,8 +262,10 @@ def _restore(name: str, column: Column, values, lengths):
 
 
 def _cut(array: np.ndarray, column: Column, lengths: np.ndarray) -> tuple | None:
-  """One array for every caption; None for states that are not there."""
+  """One array for every caption; None for states that are not there. ValueError: other lengths."""
   ends = np.cumsum(lengths)
+  if len(column.shape) == 1 and array.size != lengths.sum():
+    raise ValueError(f"{LENGTHS} name {lengths.sum()} tokens, {array.size} are stored")
   if len(column.shape) > 1:
     if not array.size:
       return None

@@ -43,7 +43,7 @@ class DatasetWriter:
 
   Everything is written into a hidden folder beside `path`, which gets its name when the block ends
   well. When it does not, the hidden folder is removed; when the process is killed, the next writer
-  of `path` removes it.
+  of `path` removes it. A lock file beside both, `.NAME.lock`, is held from beginning to end.
 
   Attributes:
     folder: the hidden folder; what else belongs to the dataset (`vae/`) is put there.
@@ -69,6 +69,7 @@ class DatasetWriter:
       )
     self.path = Path(os.path.abspath(check_local(path, "dataset")))
     self.folder = self.path.with_name(f".{self.path.name}.partial")
+    self._lock_path = self.path.with_name(f".{self.path.name}.lock")
     self.fingerprint: str | None = None
     self._kind, self._name, self._shard_bytes = kind, name, shard_bytes
     self._meta = json.loads(json.dumps(dict(meta)))
@@ -77,34 +78,52 @@ class DatasetWriter:
     self._widths: dict[str, int | None] = {}
 
   def __enter__(self) -> "DatasetWriter":
-    if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-      raise BadInput(
-        f"dataset: {self.path} is not empty. Give another path, or remove what is there first."
-      )
+    self._check_free()
     try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-      self._lock = open(self.folder / "lock", "w")  # held until the end
+      if not self.path.parent.exists():
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+      self._claim()
+      try:
+        self._check_free()  # another writer may have finished before the lock was ours
+        if self.folder.exists():
+          shutil.rmtree(self.folder)  # what a killed writer left
+        self.folder.mkdir()
+      except BaseException:
+        self._release()
+        raise
     except OSError as error:
       raise BadInput(
         f"dataset: {self.path} cannot be written ({error.strerror}). Give another path."
       ) from error
-    self._claim()
     return self
 
-  def _claim(self) -> None:
-    """Makes sure that nobody else is at it, and removes what a killed writer left."""
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      self._lock.close()
+  def _check_free(self) -> None:
+    if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
       raise BadInput(
-        f"dataset: {self.path} is being written by another process. Wait for it to end."
-      ) from None
-    for entry in self.folder.iterdir():
-      if entry.is_dir():
-        shutil.rmtree(entry)
-      elif entry.name != "lock":
-        entry.unlink()
+        f"dataset: {self.path} is not empty. Give another path, or remove what is there first."
+      )
+
+  def _claim(self) -> None:
+    """Takes the lock file, which is held until the end, or says that somebody else has it."""
+    while True:
+      self._lock = open(self._lock_path, "w")
+      try:
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        self._lock.close()
+        raise BadInput(
+          f"dataset: {self.path} is being written by another process. Wait for it to end."
+        ) from None
+      if self._lock_path.exists() and os.path.samestat(
+        os.fstat(self._lock.fileno()), os.stat(self._lock_path)
+      ):
+        return
+      self._lock.close()  # its holder removed it between our two calls
+
+  def _release(self) -> None:
+    """Removes the lock file while it is held, so that nobody can hold a removed one."""
+    self._lock_path.unlink(missing_ok=True)
+    self._lock.close()
 
   def add(self, record: Record) -> None:
     """Appends a record. Raises BadInput: not as its table says, or unlike those before it."""
@@ -140,7 +159,7 @@ class DatasetWriter:
       for shards in self._splits.values():
         shards.abandon()
       shutil.rmtree(self.folder, ignore_errors=True)
-      self._lock.close()
+      self._release()
 
   def _finish(self) -> None:
     if not len(self._index):
@@ -163,7 +182,6 @@ class DatasetWriter:
     described = facts | {"name": self._name, "shards": shards, "fingerprint": self.fingerprint}
     text = json.dumps(described, indent=1) + "\n"
     (self.folder / "meta.json").write_text(text, encoding="utf-8")
-    (self.folder / "lock").unlink()
     self.folder.rename(self.path)
 
 

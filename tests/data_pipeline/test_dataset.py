@@ -17,6 +17,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipeline import hashing
+from data_pipeline import records as records_module
+from data_pipeline import writer as writer_module
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord, LatentRecord
@@ -222,6 +224,16 @@ def test_flipped_byte(folder, latents):
     dataset.read(0)
 
 
+@pytest.mark.parametrize("lengths", [b"\x09\0\0\0", b"\x01"])
+def test_damaged_lengths(folder, monkeypatch, lengths):
+  """Lengths of captions that do not fit their tokens, as a record of another layout may have."""
+  parse = records_module.example.parse
+  changed = lambda data: parse(data) | {records_module.LENGTHS: [lengths]}  # noqa: E731
+  monkeypatch.setattr(records_module.example, "parse", changed)
+  with pytest.raises(BadInput, match="row=0 of .* is damaged"):
+    Dataset.open(folder, kind="latent").read(0)
+
+
 def test_missing_or_wrong_column(folder):
   column = folder / "index" / "h.npy"
   np.save(column, np.load(column)[:-1])
@@ -300,6 +312,35 @@ def test_two_writers_of_one_path(tmp_path, latents):
   assert len(Dataset.open(tmp_path / "data", kind="latent")) == 2
 
 
+def test_a_writer_that_waited_sees_the_finished_dataset(tmp_path, latents, monkeypatch):
+  """Another writer finishes between the look at the path and the lock."""
+  late = DatasetWriter(tmp_path / "data", "latent", name="tiny", shard_bytes=4000, meta={})
+  claim = late._claim
+  monkeypatch.setattr(late, "_claim", lambda: (write(tmp_path / "data", latents), claim()))
+  with pytest.raises(BadInput, match="data is not empty"), late:
+    pass
+  assert [path.name for path in tmp_path.iterdir()] == ["data"]
+  assert len(Dataset.open(tmp_path / "data", kind="latent")) == len(latents)
+
+
+def test_a_lock_that_its_holder_removed_is_none(tmp_path, monkeypatch, latents):
+  flock, path = writer_module.fcntl.flock, tmp_path / ".data.lock"
+  calls = []
+
+  def removed_before_the_first(file, how):
+    if not calls:
+      path.unlink()
+    calls.append(path.exists())
+    flock(file, how)
+
+  monkeypatch.setattr(writer_module.fcntl, "flock", removed_before_the_first)
+  with DatasetWriter(tmp_path / "data", "latent", name="tiny", shard_bytes=4000, meta={}) as out:
+    out.add(latents[0])
+    with pytest.raises(BadInput, match="is being written by another process"):
+      write(tmp_path / "data", latents)
+  assert calls == [False, True, True]
+
+
 def test_other_files_go_along(tmp_path, latents):
   with DatasetWriter(tmp_path / "data", "latent", name="tiny", shard_bytes=4000, meta={}) as writer:
     (writer.folder / "vae").mkdir()
@@ -332,7 +373,7 @@ def test_killed_writer_leaves_no_dataset_and_the_next_starts_clean(tmp_path, lat
     assert process.stdout.readline() == b"ready\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
-  assert [p.name for p in tmp_path.iterdir()] == [".data.partial"]
+  assert {p.name for p in tmp_path.iterdir()} == {".data.partial", ".data.lock"}
   with pytest.raises(BadInput, match="is no dataset"):
     Dataset.open(path, kind="latent")
   with pytest.raises(BadInput, match="is no dataset"):
