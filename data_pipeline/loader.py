@@ -196,27 +196,6 @@ def first_cursor(stage: int) -> dict:
   return {"stage": stage, "epoch": 0, "window": 0, "bin": 0, "step": 0, "skipped": []}
 
 
-def check_fingerprint(saved: Mapping | str, now: Mapping | str) -> None:
-  """Refuses to go on with a cursor of another stream.
-
-  Args:
-    saved, now: `LatentBatches.facts` (then the error names what differs) or `.fingerprint`.
-  """
-  if saved == now:
-    return
-  if isinstance(saved, str) or isinstance(now, str):
-    raise BadInput(
-      f"loader: fingerprint={str(now)[:12]} of the pack plan is not the run's {str(saved)[:12]}. "
-      "Use a new workdir, or the dataset and the data settings of the run."
-    )
-  differ = [key for key in now if key != "plan" and saved.get(key) != now[key]] or ["plan"]
-  listed = "; ".join(f"{key}={now[key]} is not the run's {saved.get(key)}" for key in differ)
-  raise BadInput(
-    f"loader: {listed} (the cursor belongs to another pack plan). "
-    "Use a new workdir, or the dataset and the data settings of the run."
-  )
-
-
 class _Plans:
   """Plans by epoch, made when first asked for; a few are kept. Safe to call from any thread."""
 

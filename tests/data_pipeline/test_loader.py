@@ -246,22 +246,9 @@ def test_the_fingerprint_is_of_the_stream():
   again = open_batches(cursor=STREAM[5][1], threads=1)
   assert base.facts == again.facts == json.loads(json.dumps(base.facts))
   assert base.fingerprint == again.fingerprint
-  loader.check_fingerprint(base.facts, again.facts)
   changes = [dict(seed=4), dict(slots=128), dict(given_first_frame=0.1), dict(patch=(1, 1, 2))]
   prints = {open_batches(**changed).fingerprint for changed in changes}
   assert len(prints | {base.fingerprint, open_batches(Clips(60)).fingerprint}) == 6
-
-
-def test_what_differs_is_named():
-  saved = open_batches().facts
-  with pytest.raises(BadInput, match=r"loader: slots=128 is not the run's 64 \(the cursor"):
-    loader.check_fingerprint(saved, open_batches(slots=128).facts)
-  with pytest.raises(BadInput, match=r"loader: dataset=clips 60 0 is not the run's clips 70 0"):
-    loader.check_fingerprint(saved, open_batches(Clips(60)).facts)
-  with pytest.raises(BadInput, match=r"loader: plan=other is not the run's"):
-    loader.check_fingerprint(saved, saved | {"plan": "other"})
-  with pytest.raises(BadInput, match=r"loader: fingerprint=b of the pack plan is not the run's a"):
-    loader.check_fingerprint("a", "b")
 
 
 def test_a_cursor_that_does_not_fit_is_refused():
