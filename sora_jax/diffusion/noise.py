@@ -12,7 +12,7 @@ from sora_jax.typed import Array, Float, Int, UInt, typed
 PURPOSES = {"noise": 0, "time": 1, "posterior": 2, "sample": 3}
 
 
-def segment_keys(seed: int, purpose: str, draw: UInt[Array, "*b 2"]):
+def segment_keys(seed: int | Array, purpose: str, draw: UInt[Array, "*b 2"]):
   """One key per draw index, given as (high, low) 32-bit words."""
   base = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), PURPOSES[purpose])
   flat = draw.reshape(-1, 2)
@@ -31,7 +31,7 @@ def segment_uniform(seed: int, purpose: str, draw: UInt[Array, "b s 2"]) -> Floa
 
 @typed
 def token_normal(
-  seed: int,
+  seed: int | Array,
   purpose: str,
   draw: UInt[Array, "b s 2"],
   segment: Int[Array, "b n"],
@@ -41,7 +41,7 @@ def token_normal(
   """Standard normal noise [b,n,features], one draw per token.
 
   Args:
-    seed: of the run.
+    seed: of the run; a traced integer will do.
     purpose: a key of `PURPOSES`; different purposes never share numbers.
     draw: draw index of each segment.
     segment: 1..s names the column of `draw`; 0 is padding.

@@ -1,7 +1,8 @@
 """Text to latents: follows the flow with guidance, for a group of samples of one shape.
 
 Each row holds a sample twice, as two segments: with its caption and with the negative (or no)
-caption, so that one call of the network gives both halves of the guidance.
+caption, so that one call of the network gives both halves of the guidance. Without guidance
+(scale 1) it holds the first alone.
 """
 
 import math
@@ -48,7 +49,7 @@ class Settings(NamedTuple):
     guidance: scale s of u + s(c - u); 1 uses the caption alone.
     solver: "euler" or "heun".
     alpha: shift of the times towards noise, 1 for none.
-    seed: of the noise.
+    seed: of the noise, 0 to 2**32 - 1.
   """
 
   steps: int
@@ -59,11 +60,13 @@ class Settings(NamedTuple):
 
 
 def check_settings(settings: Settings) -> None:
-  """Raises BadInput for a guidance or shift that makes no video."""
+  """Raises BadInput for a guidance, shift or seed that makes no video."""
   if not math.isfinite(settings.guidance):
     raise BadInput(f"sample: guidance={settings.guidance} must be finite.")
   if not 0 < settings.alpha < math.inf:
     raise BadInput(f"sample: shift={settings.alpha} must be positive; 1 is none.")
+  if not 0 <= settings.seed < 2**32:
+    raise BadInput(f"sample: seed={settings.seed} is not between 0 and 2**32 - 1.")
 
 
 class Sampler:
@@ -73,7 +76,7 @@ class Sampler:
     structure, params: of `nnx.split(dit)`.
     patch: (pt, ph, pw); `latent_channels`: c of the VAE.
     state_width: k of the text encoder, 0 for token ids alone.
-    prediction: "clean" or "velocity"; `t_min` its clamp.
+    prediction: "clean" or "velocity"; `t_min`, the clamp of its loss, has no part in sampling.
     attend: `segment_attention` of a backend.
   """
 
@@ -87,11 +90,10 @@ class Sampler:
       _sample,
       structure,
       prediction=prediction,
-      t_min=t_min,
       attend=attend,
       patch_dim=self.patch_dim,
     )
-    self._run = jax.jit(run, static_argnames=("guided", "solver", "seed"))
+    self._run = jax.jit(run, static_argnames=("guided", "solver"))
 
   def __call__(self, captions, negatives, draws, shape: Shape, settings: Settings) -> np.ndarray:
     """Latents [samples,f,h,w,c] for captions; equal (seed, draw) give equal noise.
@@ -102,34 +104,35 @@ class Sampler:
       draws: integers that tell samples of one seed apart.
     """
     check_settings(settings)
-    batch = self._rows(captions, negatives, draws, shape)
+    guided = settings.guidance != 1.0
+    batch = self._rows(captions, negatives if guided else None, draws, shape)
     times = time_grid(settings.steps, settings.alpha)
     patches = self._run(
       self.params,
       batch,
       times,
       jnp.float32(settings.guidance),
-      guided=settings.guidance != 1.0,
+      jnp.uint32(settings.seed),
+      guided=guided,
       solver=settings.solver,
-      seed=settings.seed,
     )
     count = token_count(shape[:3], self.patch)
     return np.stack([unpatchify(row[:count], shape[:3], self.patch) for row in np.asarray(patches)])
 
   def _rows(self, captions, negatives, draws, shape: Shape) -> dict:
-    """Packs every sample twice into its own row: segment 1 has the caption, 2 the negative."""
+    """A row for every sample: segment 1 has the caption, 2 the negative (no 2 where None)."""
     patches = token_count(shape[:3], self.patch)
-    pairs = [
-      (self._segment(c, d, patches, shape), self._segment(n, d, patches, shape))
-      for c, n, d in zip(captions, negatives, draws, strict=True)
+    sides = [captions] if negatives is None else [captions, negatives]
+    groups = [
+      [self._segment(caption, draw, patches, shape) for caption in said]
+      for *said, draw in zip(*sides, draws, strict=True)
     ]
-    longest = max(sum(segment.caption_tokens for segment in pair) for pair in pairs)
+    longest = max(sum(segment.caption_tokens for segment in group) for group in groups)
     caption_slots = -(-longest // CAPTION_STEP) * CAPTION_STEP
+    slots = caption_slots + len(sides) * patches
     rows = [
-      pack_row(
-        pair, slots=caption_slots + 2 * patches, caption_slots=caption_slots, segments_per_row=2
-      )
-      for pair in pairs
+      pack_row(group, slots=slots, caption_slots=caption_slots, segments_per_row=len(sides))
+      for group in groups
     ]
     batch = stack_rows(rows)
     del batch["segment_record"]
@@ -164,25 +167,28 @@ def _sample(
   batch,
   times,
   guidance,
+  seed,
   *,
   guided,
   solver,
-  seed,
   prediction,
-  t_min,
   attend,
   patch_dim,
 ):
-  """Integrates z [b,n,p], whose entry j is patch j of the row's sample (zeros beyond the last)."""
+  """Integrates z [b,n,p], whose entry j is patch j of the row's sample (zeros beyond the last).
+
+  Clean patches become a velocity by the t of the step itself, which is never 0: the clamp of the
+  loss would let a step from below it end short of them.
+  """
   model = nnx.merge(structure, params)
   with_caption, without = slots_of_patches(batch, 1), slots_of_patches(batch, 2)
 
   def velocity(z, t):
     placed = gather_rows(z, batch["token_index"])
-    levels = jnp.full((z.shape[0], 3), t, jnp.float32).at[:, 0].set(0.0)
+    levels = jnp.full((z.shape[0], 1 + batch["draw"].shape[1]), t, jnp.float32).at[:, 0].set(0.0)
     output = model(placed, levels, batch, attend=attend, remat="none")
     at = jnp.full(placed.shape[:2], t, jnp.float32)
-    v = predicted_velocity(prediction, output, placed, at, t_min)
+    v = predicted_velocity(prediction, output, placed, at, t_min=0.0)
     conditional = gather_rows(v, with_caption)
     if not guided:
       return conditional

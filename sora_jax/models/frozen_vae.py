@@ -37,7 +37,8 @@ class FrozenVAE:
   Attributes:
     config: settings of `make_codec`.
     fingerprint: sha256 over config, parameters and statistics.
-    mean, std: float32 [c] of the latents; normalised latents have mean 0 and std 1 per channel.
+    mean, std: float32 [c] of draws from the posteriors; normalised means, which `encode` returns, have
+      mean 0 and a std of at most 1 per channel, less where the posterior is wide.
     time_factor, space_factor, latent_channels: of the codec.
   """
 

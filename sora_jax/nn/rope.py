@@ -4,6 +4,7 @@ Source: Su et al. 2021, arXiv:2104.09864, eq. 34; axes share the head dimension 
 Heo et al. 2024, arXiv:2403.13298, sec. 3.2.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,8 +39,16 @@ def rotary_frequencies(head_dim: int) -> np.ndarray:
 def rotary_angles(
   position: Float[Array, "b n 4"], head_dim: int
 ) -> Float[Array, "b n {head_dim}//2"]:
-  """Angles in radians of every slot and pair, float32."""
-  return position.astype(jnp.float32) @ rotary_frequencies(head_dim)
+  """Angles in radians of every slot and pair, float32.
+
+  Angles reach hundreds of radians: the default precision of accelerators (bfloat16 or TF32 factors)
+  would be wrong by a radian, so the product is asked for in full float32.
+  """
+  return jnp.matmul(
+    position.astype(jnp.float32),
+    rotary_frequencies(head_dim),
+    precision=jax.lax.Precision.HIGHEST,
+  )
 
 
 @typed
@@ -56,9 +65,9 @@ def rotate(
 def fourier_features(
   position: Float[Array, "b n 4"], features: int
 ) -> Float[Array, "b n {features}"]:
-  """cos and sin of every axis at the rotary frequencies: where a token is, for an additive embedding.
+  """cos and sin of every axis at the rotary frequencies: a token's place, to add to its embedding.
 
-  Rotary attention alone knows relative positions; a token learns its own place only through others.
+  Rotary attention alone knows relative positions; its own place a token learns through others only.
   """
   angles = rotary_angles(position, features)
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

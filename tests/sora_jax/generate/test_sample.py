@@ -152,7 +152,7 @@ def oracle():
     latent_channels=3,
     state_width=WIDTH,
     prediction="clean",
-    t_min=T_MIN,
+    t_min=0.05,
     attend=ATTEND,
   )
 

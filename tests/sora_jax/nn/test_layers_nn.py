@@ -92,3 +92,9 @@ def test_segment_attention_is_softmax_attention_of_each_segment():
     np.testing.assert_allclose(out[:, part], alone, rtol=1e-5, atol=1e-5)
   with pytest.raises(BadInput, match="backend='flash9' is not one of"):
     segment_attention("flash9")
+
+
+def test_angles_ask_for_full_precision():
+  """Accelerators would otherwise round positions and frequencies to a few bits."""
+  traced = str(jax.make_jaxpr(lambda p: rotary_angles(p, 16))(jnp.zeros((1, 6, 4))))
+  assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in traced.replace("\n", "")
