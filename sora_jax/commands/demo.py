@@ -5,13 +5,16 @@ import os
 import resource
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from data_pipeline.errors import BadInput
 from sora_jax.commands.entry import run_command
 from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.progress import say
 from sora_jax.evals.report import write_report
-from sora_jax.generate.media import grid, read_mp4, strip, write_mp4, write_png
+from sora_jax.generate.media import grid, read_mp4, replacing, strip, write_mp4, write_png
 from sora_jax.train.metrics import read_metrics
 
 CONFIG = "experiments/demo.py"
@@ -35,7 +38,7 @@ def run(args) -> dict:
     say(f"demo: {name}: sora {' '.join(argv)}")
     with seconds(name):
       result = run_command(argv[0], argv[1:])
-  metrics = collect_metrics(out, result, seconds.total())
+  metrics = collect_metrics(out, result, seconds)
   report(out, result, metrics)
   say(f"demo: open {out / 'index.html'}")
   return {"out": str(out), "adherence": metrics["adherence"], "seconds": metrics["seconds"]}
@@ -70,33 +73,49 @@ def stages(out: Path):
 
 
 class Stopwatch:
-  """Seconds of each stage, summed over the sessions that it took, kept in a file."""
+  """Seconds of each stage, summed over the sessions that it took, and the peak of memory.
+
+  Kept in a file: {"stages": {name: {"seconds", "done"}}, "peak_rss_gib"}. A stage that is done only
+  checks and reuses when it is run again; that adds nothing.
+  """
 
   def __init__(self, path: Path):
     self._path = path
-    self._seconds = json.loads(path.read_text()) if path.exists() else {}
+    empty = {"stages": {}, "peak_rss_gib": 0.0}
+    self._kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
+    if set(self._kept) != set(empty):
+      raise BadInput(f"demo: {path} is of another version. Remove it, or give another --out.")
 
-  def __call__(self, name: str):
-    self._name = name
-    return self
+  @contextmanager
+  def __call__(self, name: str) -> Iterator[None]:
+    stage = self._kept["stages"].setdefault(name, {"seconds": 0.0, "done": False})
+    begin, ended = time.perf_counter(), False
+    try:
+      yield
+      ended = True
+    finally:
+      if not stage["done"]:
+        stage["seconds"] = round(stage["seconds"] + time.perf_counter() - begin, 1)
+        stage["done"] = ended
+      rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+      self._kept["peak_rss_gib"] = max(self._kept["peak_rss_gib"], rss)
+      with replacing(self._path) as temporary:
+        temporary.write_text(json.dumps(self._kept) + "\n", encoding="utf-8")
 
-  def __enter__(self):
-    self._begin = time.perf_counter()
-
-  def __exit__(self, *_):
-    spent = time.perf_counter() - self._begin
-    self._seconds[self._name] = round(self._seconds.get(self._name, 0.0) + spent, 1)
-    self._path.write_text(json.dumps(self._seconds) + "\n")
+  @property
+  def peak_rss_gib(self) -> float:
+    """Largest resident memory of any session."""
+    return self._kept["peak_rss_gib"]
 
   def total(self) -> dict:
     """Seconds by stage, the installation included where it was timed, and their total."""
     stamp = Path(".venv/.install_seconds")
     install = {"install": float(stamp.read_text())} if stamp.exists() else {}
-    parts = install | self._seconds
+    parts = install | {name: stage["seconds"] for name, stage in self._kept["stages"].items()}
     return {"total": round(sum(parts.values()), 1), **parts}
 
 
-def collect_metrics(out: Path, result: dict, seconds: dict) -> dict:
+def collect_metrics(out: Path, result: dict, seconds: Stopwatch) -> dict:
   """What `metrics.json` holds."""
   vae, dit = read_metrics(out / "vae"), read_metrics(out / "dit")
   training = [line for line in dit if "tokens_per_second" in line]
@@ -104,7 +123,7 @@ def collect_metrics(out: Path, result: dict, seconds: dict) -> dict:
   held_out = [line for line in dit if "held_out_loss" in line]
   metrics = {
     "adherence": result["adherence"],
-    "seconds": seconds,
+    "seconds": seconds.total(),
     "vae": {"psnr_db": psnr},
     "dit": {
       "steps": dit[-1]["step"],
@@ -119,7 +138,7 @@ def collect_metrics(out: Path, result: dict, seconds: dict) -> dict:
     "samples": len(result["samples"]),
     "sampler": result["sampler"],
     "hardware": hardware(),
-    "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    "peak_rss_gib": seconds.peak_rss_gib,
     "commit": commit(),
   }
   (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
@@ -191,8 +210,21 @@ def report(out: Path, result: dict, metrics: dict) -> None:
     metrics=metrics,
     samples=shown,
     curves=curves(out),
-    summary="A video model trained from scratch on this machine, and what its samples show of their"
-    " captions.",
+    summary=describe_scope(metrics),
+  )
+
+
+def describe_scope(metrics: dict) -> str:
+  """What the numbers of the page are of, and what they are not."""
+  sampler, machine = metrics["sampler"], metrics["hardware"]
+  return (
+    "A video model trained from scratch in one run, one seed, on clips of a generated world of "
+    f"moving shapes ({sampler['width']}x{sampler['height']} pixels, {sampler['seconds']:.3g} s at "
+    f"{sampler['fps']:g} frames a second), and what its samples show of their captions. Scores are "
+    f"shares of {metrics['samples']} samples, half of combinations never trained on, judged "
+    "on the decoded files by a program that knows this world; intervals are over samples, not over "
+    "runs. They say nothing about real video. Times are of one machine, "
+    f"{machine['cores']} cores of {machine['processor']}."
   )
 
 

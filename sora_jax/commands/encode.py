@@ -40,7 +40,9 @@ def parser():
     default=2,
     help="sides become multiples of so many latents (default 2)",
   )
-  p.add_argument("--captions", type=int, default=4, help="captions kept of each clip (default 4)")
+  p.add_argument(
+    "--captions", type=int, default=0, help="captions kept of each clip (default 0: all)"
+  )
   return p
 
 
@@ -77,6 +79,13 @@ def encode_dataset(
 ) -> Dataset:
   """Writes the latents of `clips`, or opens them when they are there already.
 
+  Args:
+    clips: what to encode.
+    vae, encoder: of pixels and of captions.
+    out: folder of the latent dataset.
+    rows: clips encoded at once.
+    patch_side: sides become multiples of so many latents.
+    captions: kept of each clip; 0 for all.
   Raises:
     BadInput: the folder holds latents of other clips, another VAE or text encoder.
   """
@@ -112,9 +121,15 @@ def encode_dataset(
 
 
 def trim(record: ClipRecord, captions: int) -> ClipRecord:
-  """The record with its first captions, and a single frame in place of its video to save memory."""
+  """The record with its first captions, 0 for all; of its video a pixel is copied, to save memory.
+
+  A view would keep the whole video.
+  """
   return dataclasses.replace(
-    record, video=record.video[:1, :1, :1], captions=record.captions[:captions]
+    record,
+    video=record.video[:1, :1, :1].copy(),
+    captions=record.captions[: captions or None],
+    truth=b"",
   )
 
 

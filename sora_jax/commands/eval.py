@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from sora_jax.commands.progress import say, track
 from sora_jax.commands.run import open_run
 from sora_jax.commands.sample import choose_settings
 from sora_jax.evals.adherence import judge_all, merge, score
-from sora_jax.generate.media import read_mp4, write_mp4
+from sora_jax.generate.media import read_mp4, replacing, write_mp4
 from sora_jax.generate.pipeline import Request
+from sora_jax.models.text.encoder import describe
+from sora_jax.train.hashes import tree_sha256
 
 CRF = 12
 GROUPS = {
@@ -57,7 +60,8 @@ def run(args) -> dict:
       say(
         f"{name:10} {facts['score']:.3f} [{low:.3f}, {high:.3f}]  "
         f"held out {facts['held_out']:.3f}  chance {facts['chance']:.3f}  "
-        f"ceiling {facts['ceiling']:.3f}  p {facts['p_value']:.1e}"
+        f"ceiling {facts['ceiling']:.3f}, {facts['held_out_ceiling']:.3f}  "
+        f"p {facts['p_value']:.1e}"
       )
   return result
 
@@ -67,13 +71,22 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
 
   Returns:
     `adherence` (see `evals.adherence.merge`), `samples` (one a video: file, caption, group, judged)
-    and what was asked of the sampler. The same is written to `OUT/scores.json`.
+    and what was asked. The same is written to `OUT/scores.json`; where that answers the same
+    question already, it is returned and nothing is sampled.
   """
-  size, settings = choose_settings(args, opened.config.sample)
-  chosen = {group: choose_clips(clips, split, args.samples) for group, split in GROUPS.items()}
-  first = chosen["trained"][0].video
-  size |= dict(seconds=len(first) / size["fps"], width=first.shape[2], height=first.shape[1])
-  scores, samples = {}, []
+  _, settings = choose_settings(args, opened.config.sample)
+  look = common_look(clips, GROUPS["trained"])
+  size = dict(seconds=look.frames / look.fps, width=look.width, height=look.height, fps=look.fps)
+  asked = describe_question(opened, clips, args.samples, {**settings._asdict(), **size})
+  found = read_scores(out, asked)
+  if found is not None:
+    say(f"eval: {out / 'scores.json'} answers this already")
+    return found
+  (out / "scores.json").unlink(missing_ok=True)
+  chosen = {
+    group: choose_clips(clips, split, args.samples, look) for group, split in GROUPS.items()
+  }
+  scores, ceilings, samples = {}, {}, []
   for number, (group, records) in enumerate(chosen.items()):
     folder = out / group
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,46 +98,95 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
     attributes = [json.loads(record.attributes) for record in records]
     verdicts = judge_all([read_mp4(path)[0] for path in files], attributes)
     scores[group] = score(verdicts, attributes)
+    ceilings[group] = judge_real(records, out / "real.mp4")
     samples += [
       dict(file=str(path.relative_to(out)), caption=request.prompt, group=group, judged=verdict)
       for path, request, verdict in zip(files, requests, verdicts, strict=True)
     ]
-  ceiling = judge_real(chosen["trained"], out / "real.mp4")
   result = {
-    "adherence": merge(scores["trained"], scores["held_out"], ceiling),
-    "step": opened.step,
+    "adherence": merge(
+      scores["trained"], scores["held_out"], ceilings["trained"], ceilings["held_out"]
+    ),
+    **asked,
     "samples": samples,
-    "sampler": {**settings._asdict(), **size},
     "out": str(out),
   }
-  (out / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
+  with replacing(out / "scores.json") as temporary:
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
   return result
 
 
-def choose_clips(clips: Dataset, split: str, count: int) -> list[ClipRecord]:
-  """The first clips of a split that have its most common moving shape and claim a direction.
+def describe_question(opened, clips: Dataset, count: int, sampler: dict) -> dict:
+  """All that decides the scores: weights, model, codec, captions and how samples are made."""
+  pipeline = opened.pipeline
+  asked = {
+    "step": opened.step,
+    "sampler": sampler,
+    "sample_count": count,
+    "sample_rows": opened.config.sample.rows,
+    "data_fingerprint": clips.fingerprint,
+    "weights_sha256": tree_sha256(pipeline.sampler.params),
+    "model": opened.config.model.to_dict(),
+    "vae_fingerprint": pipeline.vae.fingerprint,
+    "text": describe(pipeline.encoder),
+  }
+  return json.loads(json.dumps(asked))
+
+
+def read_scores(out: Path, asked: dict) -> dict | None:
+  """What an earlier session measured, if it was asked the same and its videos are all there."""
+  try:
+    found = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return None
+  if any(found.get(key) != value for key, value in asked.items()):
+    return None
+  if not all((out / sample["file"]).is_file() for sample in found["samples"]):
+    return None
+  return found | {"out": str(out)}
+
+
+class Look(NamedTuple):
+  """Frames, height and width in pixels, and frames a second of a clip."""
+
+  frames: int
+  height: int
+  width: int
+  fps: float
+
+
+def common_look(clips: Dataset, split: str) -> Look:
+  """The most common look of the moving clips of a split. Raises BadInput: there are none."""
+  columns = (clips.index[name][clips.indices(split)].tolist() for name in Look._fields)
+  looks = Counter(look for look in zip(*columns, strict=True) if look[0] > 1)
+  if not looks:
+    raise BadInput(
+      f"eval: split {split} of {clips.path} has no moving clips. Generate data with some."
+    )
+  return Look(*looks.most_common(1)[0][0])
+
+
+def choose_clips(clips: Dataset, split: str, count: int, look: Look) -> list[ClipRecord]:
+  """The first clips of a split that look so, have captions and claim a direction.
 
   Raises:
     BadInput: the split has fewer of them.
   """
-  rows = clips.indices(split)
-  shapes = Counter(
-    (int(clips.index["frames"][r]), int(clips.index["height"][r]), int(clips.index["width"][r]))
-    for r in rows
-  )
-  moving = [shape for shape, _ in shapes.most_common() if shape[0] > 1]
   found = []
-  for row in rows:
+  for row in clips.indices(split):
+    if any(clips.index[name][row] != value for name, value in look._asdict().items()):
+      continue
     record = clips.read(int(row))
     facts = json.loads(record.attributes or "{}")
     named = facts.get("objects") and all(o["direction"] for o in facts["objects"])
-    if moving and record.video.shape[:3] == moving[0] and named:
+    if named and record.captions:
       found.append(record)
     if len(found) == count:
       return found
   raise BadInput(
-    f"eval: split {split} of {clips.path} has {len(found)} clips of its commonest shape whose "
-    f"captions name a direction, fewer than samples={count}. "
+    f"eval: split {split} of {clips.path} has {len(found)} clips of {look.width}x{look.height}, "
+    f"{look.frames} frames at {look.fps:g} a second whose captions name a direction, fewer than "
+    f"samples={count}. "
     "Generate more clips, or lower --samples."
   )
 

@@ -29,6 +29,7 @@ from sora_jax.train.session import check_workdir, train
 from sora_jax.train.stop import Preempted
 
 STATISTICS_CLIPS = 256  # training clips that the latents' mean and std are measured on
+STEP_FILE = "step.json"  # in an exported VAE: {"step": of the checkpoint}
 
 
 def parser():
@@ -93,7 +94,7 @@ def run_training(config, workdir: Path) -> dict:
       init_weights=config.init_weights,
     )
   if not is_dit:
-    export_vae(config, state.ema, dataset, workdir)
+    export_vae(config, state.ema, int(state.step), dataset, workdir)
   return {
     "workdir": str(workdir),
     "step": int(state.step),
@@ -147,18 +148,29 @@ def measure_statistics(codec: dict, params, clips: Dataset) -> dict:
   return latent_statistics(np.split(item.latent, 2, axis=-1) for item in encoded)
 
 
-def export_vae(config, params, clips: Dataset, workdir: Path) -> None:
-  """Keeps the trained codec in `frozen/vae` of its workdir: what `sora encode` reads."""
+def export_vae(config, params, step: int, clips: Dataset, workdir: Path) -> None:
+  """Keeps the trained codec in `frozen/vae` of its workdir: what `sora encode` reads.
+
+  `step.json` beside it tells which step it is of: that step is not exported again. Another step's
+  folder is replaced as a whole.
+  """
+  target = workdir / "frozen" / "vae"
+  stamp = json.dumps({"step": step}) + "\n"
+  if (target / STEP_FILE).is_file() and (target / STEP_FILE).read_text() == stamp:
+    say(f"train: VAE of step {step} is in {target} already")
+    return
+  partial = target.with_name("vae.partial")
+  shutil.rmtree(partial, ignore_errors=True)
   params = jax.tree.map(np.asarray, params)
   codec = config.model.to_dict()
   statistics = measure_statistics(codec, params, clips)
   mark = save_frozen_vae(
-    workdir / "frozen" / "vae",
-    config=json.loads(json.dumps(codec)),
-    params=params,
-    statistics=statistics,
+    partial, config=json.loads(json.dumps(codec)), params=params, statistics=statistics
   )
-  say(f"train: VAE kept in {workdir / 'frozen' / 'vae'} ({mark[:12]})")
+  (partial / STEP_FILE).write_text(stamp)
+  shutil.rmtree(target, ignore_errors=True)  # when killed here, the next session exports anew
+  partial.rename(target)
+  say(f"train: VAE kept in {target} ({mark[:12]})")
 
 
 def keep_frozen(dataset: Dataset, workdir: Path) -> None:

@@ -60,8 +60,8 @@ def _chance(attributes: Mapping, name: str) -> float:
   return probability
 
 
-def merge(samples: dict, held_out: dict, ceiling: dict) -> dict[str, dict]:
-  """Puts the scores of trained and held-out combinations and of real clips side by side."""
+def merge(samples: dict, held_out: dict, ceiling: dict, held_out_ceiling: dict) -> dict[str, dict]:
+  """Puts the scores of trained and held-out combinations and of their real clips side by side."""
   return {
     name: {
       **facts,
@@ -70,6 +70,7 @@ def merge(samples: dict, held_out: dict, ceiling: dict) -> dict[str, dict]:
       "held_out_samples": held_out[name]["samples"],
       "held_out_interval": held_out[name]["interval"],
       "held_out_p_value": held_out[name]["p_value"],
+      "held_out_ceiling": held_out_ceiling[name]["score"],
     }
     for name, facts in samples.items()
   }

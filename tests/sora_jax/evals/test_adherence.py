@@ -53,10 +53,11 @@ def test_an_undetected_object_is_a_miss():
   assert np.isfinite(scores["colour"]["interval"]).all()
 
 
-def test_merges_three_groups():
+def test_merges_four_groups():
   ours = score(verdicts([True, False], [True, True], [None, None]), [STILL] * 2)
   unseen = score(verdicts([False], [True], [None]), [STILL])
   real = score(verdicts([True], [True], [None]), [STILL])
-  colour = merge(ours, unseen, real)["colour"]
+  colour = merge(ours, unseen, real, unseen)["colour"]
+  assert colour["held_out_ceiling"] == 0.0
   assert (colour["score"], colour["held_out"], colour["ceiling"]) == (0.5, 0.0, 1.0)
   assert colour["held_out_samples"] == 1 and colour["held_out_p_value"] == 1.0
