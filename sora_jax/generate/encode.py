@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline.errors import BadInput
-from data_pipeline.tokens import grid
+from sora_jax.generate.media import exact_fps
 
 MAX_SHAPES = 64  # compiled programs of one job
 
@@ -111,6 +111,7 @@ def latent_shape(
     raise BadInput(
       f"sample: seconds={seconds}, fps={fps} must be positive (0 seconds is an image)."
     )
+  exact_fps(fps)  # a rate that no file can have is refused before any work is done
   for name, value in (("width", width), ("height", height)):
     if value < 1 or value % vae.space_factor:
       raise BadInput(
@@ -121,7 +122,12 @@ def latent_shape(
   latents = 1 + round(max(0.0, seconds * fps - 1) / vae.time_factor)
   latents = max(pt, round(latents / pt) * pt)
   shape = latents, height // vae.space_factor, width // vae.space_factor
-  grid(shape, patch, "sample")
+  for name, side, part in zip("fhw", shape, patch, strict=True):
+    if side % part:
+      raise BadInput(
+        f"sample: size={width}x{height}: latent {name}={side} is not a multiple of its patch side "
+        f"{part}. Choose another --size."
+      )
   return shape
 
 

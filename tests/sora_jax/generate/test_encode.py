@@ -101,7 +101,11 @@ def test_length_asked_for(seconds, fps, patch, latents):
     (dict(fps=0.0), "fps=0.0 must be positive"),
     (dict(width=50), "size=50x32 has width=50, not a multiple of 8"),
     (dict(height=0), "height=0"),
-    (dict(height=40), "h=5 is not a multiple of its patch side 2"),
+    (dict(fps=5000.0), "fps=5000.0 is not between 0.01 and 1000"),
+    (
+      dict(height=40),
+      "size=48x40: latent h=5 is not a multiple of its patch side 2. Choose another --size",
+    ),
   ],
 )
 def test_refuses_what_cannot_be_made(change, text):
