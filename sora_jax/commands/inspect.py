@@ -12,7 +12,8 @@ from sora_jax.commands.progress import say
 def parser():
   p = make_parser(
     "inspect",
-    "Shows step, counters, hashes and config of a run, or counts and pack efficiency of a dataset.",
+    "Shows step, counters, hashes and config of a run, or counts and pack efficiency of a dataset."
+    " Packing assumes that every clip has its caption.",
     """
     sora inspect --workdir=runs/demo/dit --json
     sora inspect --data=runs/demo/latents --slots=256 --rows=16 --ranks=4 --json
@@ -23,6 +24,18 @@ def parser():
   where.add_argument("--data", help="dataset of clip or latent records")
   p.add_argument(
     "--slots", type=int, default=0, help="token slots a row: also packs the train split"
+  )
+  p.add_argument(
+    "--caption-slots",
+    type=int,
+    default=0,
+    help="caption tokens a row, data.caption_slots of a run (default: --slots, no limit)",
+  )
+  p.add_argument(
+    "--segments",
+    type=int,
+    default=0,
+    help="clips a row, data.segments of a run (default: --slots, no limit)",
   )
   p.add_argument(
     "--ranks", type=int, default=1, help="data-parallel ranks for the imbalance (default 1)"
@@ -56,14 +69,20 @@ def run(args) -> dict:
 
 
 def describe_packing(args) -> dict:
-  """Packs one epoch of the train split and tells how well the bins are filled and balanced."""
-  if args.ranks < 1 or args.slots < 1:
-    raise BadInput(f"inspect: --slots={args.slots}, --ranks={args.ranks} must be positive.")
+  """Packs one epoch of the train split and tells how well the bins are filled and balanced.
+
+  Every clip has its caption (no dropout); caption slots and segments bind where they are given.
+  """
+  if args.ranks < 1 or args.slots < 1 or args.caption_slots < 0 or args.segments < 0:
+    raise BadInput(
+      f"inspect: --slots={args.slots}, --ranks={args.ranks} must be positive, "
+      f"--caption-slots={args.caption_slots}, --segments={args.segments} not negative."
+    )
   dataset = Dataset.open(args.data, kind="latent")
   settings = PackSettings(
     slots=args.slots,
-    caption_slots=args.slots,
-    segments=args.slots,
+    caption_slots=args.caption_slots or args.slots,
+    segments=args.segments or args.slots,
     rows=args.rows or args.ranks,
     patch=tuple(args.patch),
     caption_dropout=0.0,

@@ -23,7 +23,11 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("--json", action="store_true", help="only the result, as JSON on stdout")
+  parser.add_argument(
+    "--json",
+    action="store_true",
+    help="leave out the table for people; the last line on stdout is always the result as JSON",
+  )
   if config:
     parser.add_argument(
       "--config",
@@ -42,13 +46,13 @@ class Parser(argparse.ArgumentParser):
 
 
 class ConfigParser(Parser):
-  """Leaves `--config.a.b=value` to ml_collections; adds `config_path` and the loaded `config`."""
+  """Leaves `--config.a.b=value` to ml_collections; adds the loaded `config`."""
 
   def parse_args(self, args=None, namespace=None):
     words, rest = _split_config(sys.argv[1:] if args is None else list(args))
     path = next((w.split("=", 1)[1] for w in words if w.startswith("--config=")), None)
     parsed = super().parse_args(rest + ([f"--config={path}"] if path else []), namespace)
-    parsed.config_path, parsed.config = path, load_config(words)
+    parsed.config = load_config(words)
     return parsed
 
 
