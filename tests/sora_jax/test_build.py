@@ -1,0 +1,76 @@
+"""Configs become objects, and what no object can be made of is refused in one line."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from data_pipeline.errors import BadInput
+from sora_jax import build
+from sora_jax.models.text.encoder import describe
+from sora_jax.models.text.registry import load_text_encoder
+from sora_jax.train.session import Schedule
+
+
+@pytest.mark.parametrize("patch", [(2,), (1, 2), (1, 2, 2, 2), (0, 2, 2), (1, -2, 2)])
+def test_refuses_a_patch_without_three_sides(patch):
+  with pytest.raises(BadInput, match=r"model.patch=.* is not \(frames, rows, columns\)"):
+    build.check_patch(patch)
+
+
+def schedule(**changes):
+  every = dict(log_steps=1, checkpoint_steps=2, evaluate_steps=0)
+  config = ConfigDict(dict(total_steps=3, keep=dict(checkpoints=4, period_steps=5)))
+  config.every = every | {key: value for key, value in changes.items() if key in every}
+  config.total_steps = changes.get("total_steps", 3)
+  return build.build_schedule(config)
+
+
+def test_schedule():
+  assert schedule() == Schedule(3, 1, 2, 4, 5)
+  for name in ("total_steps", "log_steps", "checkpoint_steps"):
+    with pytest.raises(BadInput, match=f"{name}=0 must be positive"):
+      schedule(**{name: 0})
+  with pytest.raises(BadInput, match="evaluate_steps=-1"):
+    schedule(evaluate_steps=-1)
+
+
+@pytest.mark.parametrize("axis", ["context", "tensor"])
+def test_refuses_axes_that_are_not_open(axis):
+  mesh = dict(data=-1, fsdp=1, context=1, tensor=1) | {axis: 2}
+  with pytest.raises(BadInput, match=f"{axis}=2"):
+    build.build_mesh(ConfigDict(dict(mesh=mesh)))
+
+
+def test_refuses_a_prediction_that_no_network_makes():
+  with pytest.raises(BadInput, match="prediction='noise' is not one of"):
+    build.check_prediction(ConfigDict(dict(model=dict(prediction="noise"))))
+
+
+def test_widths_come_from_latents_and_text():
+  model = dict(width=64, depth=2, heads=2, mlp="gelu", mlp_ratio=4.0, dtype="float32")
+  config = ConfigDict(dict(model=model | dict(zero_init=True, patch=(2, 3, 1))))
+  text = describe(load_text_encoder("bytes", None))
+  settings = build.dit_settings(config, latent_channels=5, text=text)
+  assert settings["patch_dim"] == 5 * 2 * 3 * 1 and settings["state_width"] == text["width"] == 0
+  assert settings["vocabulary"] == text["vocabulary"] and "patch" not in settings
+  assert build.flop_settings(settings)["hidden"] == 256
+
+
+def test_optimizer_keeps_the_decay_of_the_average_apart():
+  settings = dict(name="adamw", lr=0.1, schedule="constant", warmup_steps=0, ema_decay=0.75)
+  settings |= dict(min_lr_ratio=0.0, weight_decay=0.0, b1=0.9, b2=0.9, eps=1e-8, clip_norm=1.0)
+  config = ConfigDict(dict(optim=settings, total_steps=10))
+  optimizer, decay = build.build_optimizer(config)
+  assert decay == 0.75 and hasattr(optimizer, "update")
+  config.optim.name = "sgd"
+  with pytest.raises(BadInput, match="name='sgd'"):
+    build.build_optimizer(config)
+
+
+def test_cost_of_a_clip():
+  """Three passes, each at least its projections into and out of 24 latents."""
+  codec = dict(name="vae", widths=(16,), blocks=(1,), strides=((4, 8),), taps=2)
+  codec |= dict(latent_channels=4, dtype="float32")
+  cost = build.clip_cost(codec, ConfigDict(dict(frames=9, height=32, width=16)))
+  assert cost["tokens_per_clip"] == 24
+  projections = 2 * 24 * (4 * 8 * 8 * 3) * 16 * 2
+  assert 3 * projections < cost["flops_per_clip"] < 30 * projections

@@ -1,0 +1,177 @@
+"""A session on a toy task: another run's weights, resuming, and what a workdir refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from data_pipeline.errors import BadInput
+from sora_jax.parallel.mesh import make_mesh
+from sora_jax.parallel.rules import REPLICATED
+from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.metrics import Counts, read_metrics
+from sora_jax.train.session import Schedule, Task, check_workdir, read_weights, train
+
+STEPS, EVERY = 4, 2
+
+
+class Batches:
+  """Numbers 0, 1, 2, … as host batches."""
+
+  fingerprint = "plan"
+
+  def __init__(self, cursor):
+    self.cursor = {"batch": 0} | (cursor or {})
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    self.cursor = {"batch": self.cursor["batch"] + 1}
+    return {"target": np.full(3, self.cursor["batch"], np.float32)}
+
+  def close(self):
+    pass
+
+
+def task(*, side: int = 3, key: int = 0, dataset: str = "data") -> Task:
+  def loss(params, frozen, batch):
+    error = params["layer"]["kernel"].sum(0)[:3] - batch["target"]
+    return jnp.mean(error**2) + params["layer"]["bias"] ** 2, {}
+
+  return Task(
+    init=lambda: {
+      "layer": {
+        "kernel": jax.random.normal(jax.random.key(key), (2, side)),
+        "bias": jnp.float32(key + 1),
+      }
+    },
+    loss=loss,
+    optimizer=optax.adam(0.1),
+    ema_decay=0.5,
+    rules=REPLICATED,
+    batches=Batches,
+    count=lambda batch: Counts(3, 1, 1.0),
+    hooks=[],
+    dataset_fingerprint=dataset,
+  )
+
+
+def run(workdir, work=None, *, total=STEPS, init_from="", init_weights="ema", config=None):
+  mesh = make_mesh(devices=jax.devices()[:1])
+  workdir.mkdir(exist_ok=True)
+  with jax.set_mesh(mesh):
+    return train(
+      work or task(),
+      workdir,
+      config or {"seed": 0},
+      Schedule(total, 1, EVERY, 9, 0),
+      mesh,
+      init_from=init_from,
+      init_weights=init_weights,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A finished run, and its states at both checkpoints."""
+  folder = tmp_path_factory.mktemp("session") / "user@host"  # a path may hold the sign of a step
+  run(folder)
+  with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+    return folder, {step: checkpoints.read(step) for step in (EVERY, STEPS)}
+
+
+def equal(found, expected):
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), found, expected)
+
+
+@pytest.mark.parametrize("which", ["ema", "params"])
+@pytest.mark.parametrize("step", [EVERY, None])
+def test_starts_with_another_runs_weights(trained, tmp_path, which, step):
+  folder, states = trained
+  source = str(folder) if step is None else f"{folder}@{step}"
+  state, progress = run(tmp_path, task(key=5), total=0, init_from=source, init_weights=which)
+  expected = states[step or STEPS][which]
+  equal(state.params, expected)
+  equal(state.ema, expected)
+  assert int(state.step) == 0 and progress.tokens_seen == 0 and progress.cursor == {"batch": 0}
+  assert not np.any(jax.tree.leaves(jax.tree.map(np.any, state.opt)))  # its moments are its own
+  assert np.any(
+    states[EVERY]["ema"]["layer"]["kernel"] != states[EVERY]["params"]["layer"]["kernel"]
+  )
+
+
+def test_other_weights_are_read_once(trained, tmp_path):
+  """A run that has a checkpoint of its own goes on from it, wherever it began."""
+  first = run(tmp_path / "a", init_from=str(trained[0]))[0]
+  run(tmp_path / "b", total=EVERY, init_from=str(trained[0]))
+  second = run(tmp_path / "b", init_from=str(tmp_path / "gone"))[0]
+  equal(second, jax.tree.map(np.asarray, first))
+  assert [line["step"] for line in read_metrics(tmp_path / "b")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+  "source, which, text",
+  [
+    ("{}@3", "ema", r"weights: .*@3' is not saved in .*checkpoints \(newest: 4\)"),
+    ("{}@last", "ema", "names no run with checkpoints. Give RUN or RUN@STEP"),
+    ("{}/nowhere", "ema", "names no run with checkpoints"),
+    ("{}", "opt", r"weights: 'opt' is not one of \['ema', 'params'\]"),
+  ],
+)
+def test_weights_that_are_not_there(trained, tmp_path, source, which, text):
+  with pytest.raises(BadInput, match=text):
+    run(tmp_path, init_from=source.format(trained[0]), init_weights=which)
+  assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_weights_of_other_shapes(trained, tmp_path):
+  text = r"holds layer/kernel=\(2, 3\), this model has \(2, 5\)"
+  with pytest.raises(BadInput, match=text):
+    run(tmp_path, task(side=5), init_from=str(trained[0]))
+
+
+def test_weights_of_other_names(trained, tmp_path):
+  work = task()
+  renamed = work._replace(init=lambda: {"head": work.init()["layer"]})
+  with pytest.raises(BadInput, match=r"holds head/bias=None, this model has \(\)"):
+    run(tmp_path, renamed, init_from=str(trained[0]))
+
+
+def test_reads_what_was_saved(trained):
+  folder, states = trained
+  weights, step = read_weights(f"{folder}@{EVERY}", "params")
+  assert step == EVERY and set(weights) == {"layer/bias", "layer/kernel"}
+  equal(weights["layer/kernel"], states[EVERY]["params"]["layer"]["kernel"])
+  assert read_weights(str(folder), "ema")[1] == STEPS
+
+
+@pytest.mark.parametrize(
+  "change, text",
+  [
+    (dict(config={"seed": 1}), "seed: 0 in the checkpoint, 1 now"),
+    (dict(work=task(dataset="other")), "dataset_fingerprint=other is not the checkpoint's data"),
+    (dict(work=task(side=4)), r"layer/kernel=\(2, 3\), this config makes \(2, 4\)"),
+  ],
+)
+def test_a_workdir_of_another_run(trained, change, text):
+  lines = read_metrics(trained[0])
+  with pytest.raises(BadInput, match=text):
+    run(trained[0], total=STEPS + 2, **change)
+  assert read_metrics(trained[0]) == lines
+
+
+def test_checks_a_workdir_before_anything_is_built(trained, tmp_path):
+  check_workdir(tmp_path, {"seed": 7})  # no run yet
+  check_workdir(trained[0], {"seed": 0})
+  with pytest.raises(BadInput, match="seed: 0 in the checkpoint, 7 now. Use a new --workdir"):
+    check_workdir(trained[0], {"seed": 7})
+
+
+def test_more_steps_are_allowed_and_said(trained, tmp_path, capsys):
+  config = {"seed": 0, "total_steps": EVERY, "optim": {"schedule": "cosine"}}
+  run(tmp_path, total=EVERY, config=config)
+  state, _ = run(tmp_path, config=config | {"total_steps": STEPS})
+  assert int(state.step) == STEPS
+  assert "train: resume: total_steps=4 was 2" in capsys.readouterr().err
