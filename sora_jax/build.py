@@ -27,7 +27,7 @@ from sora_jax.parallel.rules import REPLICATED
 from sora_jax.train.dit_loss import make_dit_loss
 from sora_jax.train.flops import count_clips, count_packed, forward_flops
 from sora_jax.train.loop import Hook
-from sora_jax.train.optim import make_optimizer
+from sora_jax.train.optim import make_optimizer, make_schedule
 from sora_jax.train.session import Schedule, Task
 from sora_jax.train.vae_loss import make_vae_loss
 
@@ -65,6 +65,13 @@ def build_optimizer(config):
   settings = config.optim.to_dict()
   ema_decay = settings.pop("ema_decay")
   return make_optimizer(**settings, total_steps=config.total_steps), ema_decay
+
+
+def build_rate(config):
+  """The learning rate as a function of the steps done."""
+  names = ("lr", "schedule", "warmup_steps", "decay_steps", "min_lr_ratio")
+  settings = {name: config.optim[name] for name in names if name in config.optim}
+  return make_schedule(**settings, total_steps=config.total_steps)
 
 
 def dit_settings(config, *, latent_channels: int, text: dict) -> dict:
@@ -145,6 +152,7 @@ def dit_task(config, dataset: Dataset, mesh) -> Task:
     count=partial(count_packed, **flop_settings(settings)),
     hooks=hooks,
     dataset_fingerprint=dataset.fingerprint,
+    rate=build_rate(config),
   )
 
 
@@ -221,6 +229,7 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
     count=partial(count_clips, **clip_cost(codec, config.data)),
     hooks=hooks,
     dataset_fingerprint=dataset.fingerprint,
+    rate=build_rate(config),
   )
 
 

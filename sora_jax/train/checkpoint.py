@@ -54,6 +54,16 @@ def _muted_readers():
   sys.unraisablehook = shown
 
 
+def _is_damage(error: Exception) -> bool:
+  """Whether a damaged file may have raised it; not a slip in code, nor rights, room or handles."""
+  # Orbax raises a bare `Exception` for an array that tensorstore cannot read.
+  if not isinstance(error, (ValueError, KeyError, OSError)) and type(error) is not Exception:
+    return False
+  codes = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE, errno.ENFILE)
+  words = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")  # tensorstore's errors have no errno
+  return getattr(error, "errno", None) not in codes and not any(w in str(error) for w in words)
+
+
 def _compare(found: dict, saved: dict) -> None:
   for name, sums in found.items():
     if sums != saved[name]:
@@ -239,9 +249,9 @@ class Checkpoints:
     try:
       with _muted_readers():
         yield
-    except (jax.errors.JaxRuntimeError, MemoryError):
-      raise  # the machine's trouble, not the file's
     except Exception as error:
+      if not _is_damage(error):
+        raise
       before = [other for other in self._manager.all_steps() if other < step]
       after = f"continue from step {max(before)}" if before else "start from the beginning"
       reason = str(error).strip().split("\n")[0].split(". ")[0]

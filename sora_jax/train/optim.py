@@ -13,6 +13,8 @@ from sora_jax.train.state import State
 
 # Layers stacked for a scan carry a leading layer axis, which says nothing about a parameter's kind.
 STACKED = re.compile(r"(^|.*/)blocks/(?!\d+/).*")
+# Six bias vectors of a block in one array: shifts, scales and gates of its modulation.
+MODULATION = re.compile(r"(^|.*/)blocks/(\d+/)?table")
 
 
 def _constant(done, *, floor):
@@ -34,18 +36,19 @@ SCHEDULES = {"constant": (_constant, True), "cosine": (_cosine, True), "wsd": (_
 def make_schedule(
   *,
   lr: float,
-  schedule: str = "constant",
-  warmup_steps: int = 0,
-  total_steps: int = 0,
+  schedule: str,
+  warmup_steps: int,
+  total_steps: int,
+  min_lr_ratio: float,
   decay_steps: int = 0,
-  min_lr_ratio: float = 0.0,
 ):
   """Learning rate as a function of the steps done.
 
   A linear warm-up that reaches `lr` in step `warmup_steps` (the first step is not at zero), then
   `constant`; `cosine` to `min_lr_ratio * lr` at `total_steps` (Loshchilov & Hutter 2017,
   arXiv:1608.03983, eq. 5, without restarts); or `wsd`: constant, and linear to the same floor over
-  the last `decay_steps` (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395, sec. 4).
+  the last `decay_steps` (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395, sec. 4), which
+  the other two do not have.
 
   Raises:
     BadInput: an unknown name, or phases that do not fit into `total_steps`.
@@ -71,11 +74,13 @@ def make_schedule(
 def decay_mask(params):
   """True where weight decay applies: matrices, not vectors (biases, norms, single tokens).
 
-  A vector is a leaf of at most one axis, the layer axis of stacked blocks not counted.
+  A vector is a leaf of at most one axis, the layer axis of stacked blocks not counted, or one of
+  the rows of a block's modulation table.
   """
 
   def decays(path, leaf):
-    return leaf.ndim - bool(STACKED.fullmatch(path_name(path))) > 1
+    name = path_name(path)
+    return leaf.ndim - bool(STACKED.fullmatch(name)) > 1 and not MODULATION.fullmatch(name)
 
   return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -100,21 +105,22 @@ def muon_axes(params):
 def _muon(rate, *, b1, b2, eps, weight_decay):
   """Muon (Jordan et al. 2024) on the blocks' kernels, AdamW elsewhere.
 
-  The orthogonalised update is scaled to an RMS of 0.2, so that AdamW's learning rate and weight decay
-  carry over (Liu et al. 2025, arXiv:2502.16982, eq. 4).
+  The orthogonalised update is scaled to an RMS of 0.2, so that AdamW's learning rate and weight
+  decay carry over (Liu et al. 2025, arXiv:2502.16982, eq. 4). Weight decay comes after the rules,
+  since optax would apply the mask to Muon's part alone, and before the rate.
   """
-  return optax.contrib.muon(
-    rate,
+  rules = optax.contrib.muon(
+    1.0,
     beta=0.95,
     eps=eps,
-    weight_decay=weight_decay,
-    weight_decay_mask=decay_mask,
     adam_b1=b1,
     adam_b2=b2,
-    adam_weight_decay=weight_decay,
     muon_weight_dimension_numbers=muon_axes,
     consistent_rms=0.2,
   )
+  # The rules' updates are descents already, so the decay has their sign.
+  decay = optax.add_decayed_weights(-weight_decay, decay_mask)
+  return optax.chain(rules, decay, optax.scale_by_schedule(rate))
 
 
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
@@ -122,18 +128,18 @@ OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 def make_optimizer(
   *,
-  name: str = "adamw",
+  name: str,
   lr: float,
-  schedule: str = "constant",
-  warmup_steps: int = 0,
-  total_steps: int = 0,
+  schedule: str,
+  warmup_steps: int,
+  total_steps: int,
+  min_lr_ratio: float,
+  weight_decay: float,
+  b1: float,
+  b2: float,
+  eps: float,
+  clip_norm: float | None,
   decay_steps: int = 0,
-  min_lr_ratio: float = 0.0,
-  weight_decay: float = 0.0,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  clip_norm: float | None = 1.0,
 ) -> optax.GradientTransformation:
   """Clipping by the global norm (None: no clipping), then the named optimiser.
 

@@ -1,8 +1,11 @@
 """One training session: restores or starts, trains, saves; what it trains is a `Task`."""
 
+import contextlib
+import fcntl
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +36,7 @@ class Task(NamedTuple):
     count: host batch -> `Counts`.
     hooks: evaluations.
     dataset_fingerprint: of the data trained on.
+    rate: steps done -> learning rate, for the log; None leaves it out.
   """
 
   init: Callable[[], Any]
@@ -44,6 +48,7 @@ class Task(NamedTuple):
   count: Callable[[dict], Counts]
   hooks: Sequence[Hook]
   dataset_fingerprint: str
+  rate: Callable | None = None
 
 
 class Schedule(NamedTuple):
@@ -119,6 +124,44 @@ def check_workdir(workdir: Path, config: dict) -> None:
         check_config(checkpoints.describe(step)[1]["config"], config)
 
 
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+  """Keeps other processes from training in `workdir`; ends with the process, however it ends.
+
+  Raises:
+    BadInput: another one is at it.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / "lock").open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise BadInput(
+        f"train: --workdir={workdir} is being trained by another process."
+        " Wait for it, or use another --workdir."
+      ) from error
+    yield
+
+
+def keep_config(workdir: Path, config: dict) -> None:
+  """Writes `config.json`, whole at any moment."""
+  partial = workdir / "config.json.partial"
+  partial.write_text(json.dumps(config, indent=1) + "\n")
+  os.replace(partial, workdir / "config.json")
+
+
+def log_rate(step_fn: Callable, rate: Callable | None) -> Callable:
+  """The step with the learning rate that it applied among its metrics, as `lr`."""
+  if rate is None:
+    return step_fn
+
+  def step(state: State, frozen, batch):
+    new, metrics = step_fn(state, frozen, batch)
+    return new, {**metrics, "lr": rate(state.step)}
+
+  return step
+
+
 def train(
   task: Task,
   workdir: Path,
@@ -137,12 +180,13 @@ def train(
   Returns:
     The last state and its progress.
   Raises:
-    BadInput: the workdir is of another config or another dataset.
+    BadInput: the workdir is of another config or another dataset, or in use.
     Stop: not finite, disk full, or preempted (see `stop.py`).
   """
   shapes = jax.eval_shape(lambda: init_state(task.init(), task.optimizer))
   places = state_shardings(shapes, task.rules, mesh)
   with (
+    lock(workdir),
     Events(workdir) as events,
     Sigterm() as stop,
     Checkpoints(
@@ -167,10 +211,10 @@ def train(
       warn_changes(check_resume(checkpoints.describe(step)[1], facts), events)
       state, progress, _ = checkpoints.restore(step, abstract_state(shapes, places))
       events("resume", step=step)
-    (workdir / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    keep_config(workdir, config)
     cut_back(workdir, int(state.step))
     step_fn = jax.jit(
-      make_step(task.loss, task.optimizer, ema_decay=task.ema_decay),
+      log_rate(make_step(task.loss, task.optimizer, ema_decay=task.ema_decay), task.rate),
       donate_argnums=0,
       out_shardings=(places, None),
     )

@@ -1,6 +1,8 @@
 """Checkpoints: bit for bit, whole or not at all, and honest about damage and room."""
 
+import errno
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +96,27 @@ def cut_cursor(folder):
   path.write_text(path.read_text()[:3])
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, cut_cursor])
+def lose_data(folder):
+  largest(folder).unlink()
+
+
+def lose_meta(folder):
+  shutil.rmtree(folder / "meta")
+
+
+def scribble_tree(folder):
+  (folder / "state" / "_METADATA").write_text("[]}")
+
+
+def empty_index(folder):
+  for path in folder.rglob("manifest.ocdbt"):
+    path.write_bytes(b"")
+
+
+DAMAGES = [truncate, flip, cut_cursor, lose_data, lose_meta, scribble_tree, empty_index]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_not_passed_over(tmp_path, damage):
   write(tmp_path / "checkpoints", steps=2)
   damage(tmp_path / "checkpoints" / "2")
@@ -104,6 +126,21 @@ def test_a_damaged_checkpoint_is_named_and_not_passed_over(tmp_path, damage):
       checkpoints.restore(checkpoints.latest_step(), abstract())
   with pytest.raises(BadInput, match=text):
     describe_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "error",
+  [TypeError("a slip"), PermissionError(errno.EACCES, "no"), ValueError("PERMISSION_DENIED: no")],
+)
+def test_what_no_file_is_to_blame_for_passes_through(tmp_path, monkeypatch, error):
+  def fail(found):
+    raise error
+
+  write(tmp_path, steps=1)
+  monkeypatch.setattr(checkpoint, "checksums", fail)
+  with Checkpoints(tmp_path) as checkpoints, pytest.raises(type(error)) as caught:
+    checkpoints.read(1)
+  assert caught.value is error
 
 
 def test_a_state_of_another_model_is_refused(tmp_path):

@@ -9,6 +9,10 @@ from data_pipeline.errors import BadInput
 from sora_jax.train.optim import advance, decay_mask, ema_update, make_optimizer, make_schedule
 from sora_jax.train.state import init_state
 
+RATE = dict(lr=1e-3, schedule="constant", warmup_steps=0, total_steps=0, min_lr_ratio=0.0)
+RULE = dict(name="adamw", weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=1.0)
+SETTINGS = RATE | RULE
+
 
 def adamw(x, gradients, *, lr, b1, b2, eps, decay):
   """Loshchilov & Hutter 2019, algorithm 2, with a constant schedule multiplier."""
@@ -24,7 +28,7 @@ def test_adamw_decays_kernels_and_not_biases():
   kernel, bias = random.randn(3, 4), random.randn(4)
   gradients = [(random.randn(3, 4), random.randn(4)) for _ in range(5)]
   constants = dict(lr=0.1, b1=0.9, b2=0.95, eps=1e-8)
-  optimizer = make_optimizer(**constants, weight_decay=0.5, clip_norm=None)
+  optimizer = make_optimizer(**SETTINGS | constants | dict(weight_decay=0.5, clip_norm=None))
   state = init_state({"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}, optimizer)
   step = jax.jit(lambda state, g: advance(state, g, optimizer, ema_decay=0.9)[0])
   for g_kernel, g_bias in gradients:
@@ -41,16 +45,29 @@ def test_the_layer_axis_of_stacked_blocks_is_not_counted():
     "blocks": {"norm": {"scale": jnp.zeros((12, 8))}, "qkv": {"kernel": jnp.zeros((12, 8, 8))}},
     "levels": {"blocks": {"0": {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}}},
     "null": jnp.zeros(8),
+    "caption": {"table": jnp.zeros((20, 8))},
   }
+  tree["blocks"]["table"] = jnp.zeros((12, 6, 8))
   assert decay_mask(tree) == {
-    "blocks": {"norm": {"scale": False}, "qkv": {"kernel": True}},
+    "blocks": {"norm": {"scale": False}, "qkv": {"kernel": True}, "table": False},
     "levels": {"blocks": {"0": {"kernel": True, "bias": False}}},
     "null": False,
+    "caption": {"table": True},
   }
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_modulation_of_blocks_stays_without_a_gradient(name):
+  optimizer = make_optimizer(**SETTINGS | dict(name=name, lr=0.1, weight_decay=0.5))
+  params = {"blocks": {"table": jnp.ones((2, 6, 4)), "kernel": jnp.ones((2, 4, 4))}}
+  state = init_state(params, optimizer)
+  state, _ = advance(state, jax.tree.map(jnp.zeros_like, params), optimizer, ema_decay=0.9)
+  np.testing.assert_array_equal(state.params["blocks"]["table"], params["blocks"]["table"])
+  np.testing.assert_allclose(state.params["blocks"]["kernel"], 0.95, rtol=1e-5)
 
 
 def test_gradient_norm_is_before_clipping_and_clipping_works():
-  optimizer = make_optimizer(lr=1.0, clip_norm=1.0, b1=0.0, b2=0.0, eps=1.0)
+  optimizer = make_optimizer(**SETTINGS | dict(lr=1.0, clip_norm=1.0, b1=0.0, b2=0.0, eps=1.0))
   state = init_state({"a": jnp.zeros(2), "b": jnp.zeros(())}, optimizer)
   gradients = {"a": jnp.array([2.0, 3.0]), "b": jnp.array(6.0)}
   step = jax.jit(lambda state, g: advance(state, g, optimizer, ema_decay=0.0))
@@ -81,7 +98,7 @@ def test_warmup_stable_decay(step, expected):
 
 
 def test_constant_needs_no_length():
-  rate = make_schedule(lr=0.5)
+  rate = make_schedule(**RATE | dict(lr=0.5))
   assert [float(rate(step)) for step in (0, 10**6)] == [0.5, 0.5]
 
 
@@ -108,11 +125,11 @@ def test_ema_is_the_weighted_sum():
 )
 def test_bad_settings(settings, text):
   with pytest.raises(BadInput, match=text):
-    make_optimizer(**({"lr": 1e-3} | settings))
+    make_optimizer(**SETTINGS | settings)
 
 
 def test_the_average_shares_no_buffer_with_the_parameters():
-  optimizer = make_optimizer(lr=1e-3)
+  optimizer = make_optimizer(**SETTINGS)
   params = {"kernel": jnp.ones((2, 2))}
   step = jax.jit(
     lambda state: advance(state, state.params, optimizer, ema_decay=0.9)[0], donate_argnums=0

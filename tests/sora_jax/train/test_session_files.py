@@ -1,0 +1,60 @@
+"""What a session holds and writes beside its checkpoints: the lock, the config, the rate."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from data_pipeline.errors import BadInput
+from sora_jax.train.session import keep_config, lock, log_rate
+from sora_jax.train.state import State
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sora_jax.train.session import lock
+with lock(Path(sys.argv[1])):
+  print("held", flush=True)
+  time.sleep(60)
+"""
+
+
+def test_one_session_at_a_time(tmp_path):
+  with lock(tmp_path / "run"):
+    text = "run is being trained by another process. Wait for it, or use another --workdir."
+    with pytest.raises(BadInput, match=text), lock(tmp_path / "run"):
+      pass
+    with lock(tmp_path / "other"):
+      pass
+  with lock(tmp_path / "run"):  # free again
+    pass
+
+
+def test_a_killed_session_frees_its_workdir(tmp_path):
+  command = [sys.executable, "-c", HOLD, str(tmp_path)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with pytest.raises(BadInput, match="another process"), lock(tmp_path):
+      pass
+    process.kill()
+  with lock(tmp_path):
+    pass
+
+
+def test_the_config_is_replaced_whole(tmp_path):
+  keep_config(tmp_path, {"seed": 0})
+  first = (tmp_path / "config.json").stat().st_ino
+  keep_config(tmp_path, {"seed": 1})
+  assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
+  assert (tmp_path / "config.json").stat().st_ino != first  # not written over in place
+  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_the_rate_logged_is_the_one_applied():
+  step = lambda state, frozen, batch: (state._replace(step=state.step + 1), {"loss": 1.0})  # noqa: E731
+  state = State(jnp.int32(3), {}, {}, {})
+  new, metrics = log_rate(step, lambda done: 0.5 * done)(state, {}, {})
+  assert metrics == {"loss": 1.0, "lr": 1.5} and int(new.step) == 4
+  assert log_rate(step, None)(state, {}, {})[1] == {"loss": 1.0}
