@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
+from data_pipeline.errors import BadInput
 from data_pipeline.tokens import Segment, pack_row, patchify, stack_rows
+from sora_jax import build
 from sora_jax.attention.registry import segment_attention
 from sora_jax.diffusion.noise import token_normal
 from sora_jax.evals.held_out import TIMES, make_held_out_loss, make_reconstruction_score
@@ -162,3 +165,55 @@ def test_reconstruction_is_that_of_uint8_frames_pooled_over_batches():
   expected = 10 * np.log10(255**2 / ((5**2 + 8**2) / 2))
   assert score(params)["held_out_psnr_db"] == pytest.approx(expected, rel=1e-6)
   assert score(nnx.state(Louder(1.0)))["held_out_psnr_db"] == np.inf
+
+
+class Loader:
+  """Three batches an epoch, without end."""
+
+  def __init__(self):
+    self.step, self.closed = 0, False
+
+  @property
+  def cursor(self) -> dict:
+    return {"epoch": self.step // 3}
+
+  def __next__(self) -> int:
+    self.step += 1
+    return self.step
+
+  def close(self):
+    self.closed = True
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, [1, 2]), (9, [1, 2, 3])])
+def test_evaluates_on_one_epoch_at_most_and_ends_the_readers(count, expected):
+  loader = Loader()
+  assert build.first_batches(loader, count, lambda batch: batch) == expected
+  assert loader.closed
+
+
+class Clips:
+  path = "runs/clips"
+
+  def __init__(self, held_out: int):
+    self.held_out = held_out
+
+  def indices(self, split: str):
+    return np.arange({"held_out": self.held_out}[split])
+
+
+@pytest.mark.parametrize(
+  ("held_out", "batches", "text"),
+  [(0, 1, "runs/clips has none. Set every.evaluate_steps=0"), (3, 0, "evaluate.batches=0")],
+)
+def test_refuses_to_evaluate_on_nothing(held_out, batches, text):
+  config = ConfigDict(dict(every=dict(evaluate_steps=5), evaluate=dict(batches=batches)))
+  with pytest.raises(BadInput, match=text):
+    build.check_held_out(config, Clips(held_out))  # pyright: ignore[reportArgumentType]
+
+
+def test_refuses_to_keep_no_checkpoint():
+  every = dict(log_steps=1, checkpoint_steps=1, evaluate_steps=0)
+  keep = dict(checkpoints=0, period_steps=0)
+  with pytest.raises(BadInput, match="keep.checkpoints=0 would keep none"):
+    build.build_schedule(ConfigDict(dict(total_steps=1, every=every, keep=keep)))
