@@ -57,7 +57,7 @@ def vae() -> ConfigDict:
 
 def dit() -> ConfigDict:
   """Text-to-video transformer on the VAE's latents."""
-  c = common.base(total_steps=600)
+  c = common.base(total_steps=680)
   c.world = world(4000)
   c.data = dict(
     path="runs/demo/latents",
@@ -97,7 +97,7 @@ def dit() -> ConfigDict:
     width=32,
     height=32,
     fps=8.0,
-    steps=25,
+    steps=16,
     guidance=3.0,
     solver="euler",
     shift=1.0,

@@ -18,6 +18,7 @@ from sora_jax.generate.media import grid, read_mp4, replacing, strip, write_mp4,
 from sora_jax.train.metrics import read_metrics
 
 CONFIG = "experiments/demo.py"
+SAMPLES = 192  # of each group, judged
 SHOWN = 12  # samples of each group on the page
 
 
@@ -68,6 +69,7 @@ def stages(out: Path):
       "--suite=adherence",
       f"--data={clips}",
       f"--out={out / 'samples'}",
+      f"--samples={SAMPLES}",
     ],
   )
 
