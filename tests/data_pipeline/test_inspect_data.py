@@ -10,6 +10,7 @@ from rich.console import Console
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord, LatentRecord
 from data_pipeline.writer import DatasetWriter
+from sora_jax.commands import inspect
 from sora_jax.commands.inspect_data import describe_dataset, print_dataset
 
 COMMON = dict(licence="CC0-1.0", start_frame=0, attributes="")
@@ -114,3 +115,22 @@ def test_refuses_a_changed_index(latents):
   np.save(latents / "index" / "w.npy", np.load(latents / "index" / "w.npy") + np.int32(1))
   with pytest.raises(BadInput, match="the index or meta.json was changed"):
     describe_dataset(latents)
+
+
+def pack(latents, *words):
+  line = [f"--data={latents}", "--slots=64", "--json", *words]
+  return inspect.run(inspect.parser().parse_args(line))
+
+
+def test_packs_within_segments_and_caption_slots(latents, monkeypatch):
+  assert pack(latents)["steps"] == 1
+  assert pack(latents, "--segments=1")["steps"] == 3
+  seen = []
+  plan_epoch = inspect.plan_epoch
+  spy = lambda *args, **kwargs: (seen.append(args[2]), plan_epoch(*args, **kwargs))[1]  # noqa: E731
+  monkeypatch.setattr(inspect, "plan_epoch", spy)
+  pack(latents)
+  pack(latents, "--caption-slots=16")
+  assert [settings.caption_slots for settings in seen] == [64, 16]
+  with pytest.raises(BadInput, match="--segments=-1 not negative"):
+    pack(latents, "--segments=-1")

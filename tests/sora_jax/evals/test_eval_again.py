@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ LOOK = eval_command.Look(2, 16, 16, 8.0)
 
 
 def clip(i: int, split: str, frames=2, fps=8.0, **settings) -> ClipRecord:
-  fields = dict(captions=("a", "b"), attributes=FACTS, truth=b"truth") | settings
+  fields: dict[str, Any] = dict(captions=("a", "b"), attributes=FACTS, truth=b"truth")
   video = np.full((frames, 16, 16, 3), i, np.uint8)
   place = dict(id=f"{split}/{i}", source=f"{split}/{i}", licence="CC0-1.0", split=split)
-  return ClipRecord(**place, start_frame=0, fps=fps, video=video, **fields)
+  return ClipRecord(**place, start_frame=0, fps=fps, video=video, **(fields | settings))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def ask(clips, tmp_path, monkeypatch):
     pipeline = Pipeline(
       encoder=None,
       vae=SimpleNamespace(fingerprint="vae"),
-      sampler=SimpleNamespace(params={"w": np.float32([weight])}),
+      sampler=SimpleNamespace(params={"w": np.array([weight])}),
     )
     args = dict.fromkeys(("size", "seconds", "fps", "steps", "solver", "shift"))
     args = SimpleNamespace(**args, guidance=guidance, seed=seed, samples=samples)
@@ -136,7 +137,7 @@ def test_trims_all_that_latents_do_not_keep(captions, kept):
   assert trimmed.video.base is None and trimmed.video.tolist() == [[[[3, 3, 3]]]]
 
 
-def test_exports_a_step_once(tmp_path, monkeypatch):
+def test_exports_a_step_once(clips, tmp_path, monkeypatch):
   codec = dict(name="vae", widths=[8], blocks=[1], strides=[[4, 4]], taps=2, latent_channels=3)
   params, written = {"w": np.ones(2)}, []
 
@@ -151,7 +152,7 @@ def test_exports_a_step_once(tmp_path, monkeypatch):
   config = SimpleNamespace(model=ConfigDict(codec))
   (tmp_path / "frozen" / "vae.partial").mkdir(parents=True)  # of a killed session
   for step, number in [(4, "1"), (4, "1"), (8, "2")]:
-    train_command.export_vae(config, params, step, None, tmp_path)
+    train_command.export_vae(config, params, step, clips, tmp_path)
     assert (tmp_path / "frozen" / "vae" / "number").read_text() == number
     assert [path.name for path in (tmp_path / "frozen").iterdir()] == ["vae"]
   assert written == ["vae.partial"] * 2
