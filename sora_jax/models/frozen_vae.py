@@ -37,8 +37,8 @@ class FrozenVAE:
   Attributes:
     config: settings of `make_codec`.
     fingerprint: sha256 over config, parameters and statistics.
-    mean, std: float32 [c] of draws from the posteriors; normalised means, which `encode` returns, have
-      mean 0 and a std of at most 1 per channel, less where the posterior is wide.
+    mean, std: float32 [c] of draws from the posteriors; normalised means, which `encode` returns,
+      have mean 0 and a std of at most 1 per channel, less where the posterior is wide.
     time_factor, space_factor, latent_channels: of the codec.
   """
 
@@ -85,8 +85,8 @@ class FrozenVAE:
 def latent_statistics(posteriors: Iterable) -> dict:
   """Mean and std per channel of latents drawn from posteriors, in float64 over all of them.
 
-  The variance of a draw is the variance of the means plus the mean posterior variance, so a channel that
-  carries nothing (its posterior is the prior) is not blown up: its means stay near 0.
+  The variance of a draw is the variance of the means plus the mean posterior variance, so a
+  channel that carries nothing (its posterior is the prior) is not blown up: its means stay near 0.
   Batches are combined by the formula of Chan, Golub & LeVeque (1979), which does not cancel.
 
   Args:
