@@ -123,7 +123,8 @@ def test_index_says_what_the_records_say(folder, latents):
 
 def test_tfds_and_grain_read_it(folder, latents):
   builder = tfds.builder_from_directory(folder)
-  assert builder.info.features["latent"].doc.desc == "mean 0, std 1 per channel [1]"
+  described = "posterior mean, normalised: mean 0, std <= 1 [1]"
+  assert builder.info.features["latent"].doc.desc == described
   for split in ("train", "held_out"):
     source = builder.as_data_source(split=split)
     wanted = [r for r in latents if r.split == split]

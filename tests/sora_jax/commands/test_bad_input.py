@@ -114,7 +114,7 @@ def test_an_out_path_that_cannot_be_written(sora, finished, tmp_path, out):
     ("model.width=32", "model.width: 64 in the checkpoint, 32 now"),
     ("data.rows=8", "data.rows: 4 in the checkpoint, 8 now"),
     ("world.clips=65", "world.clips: 64 in the checkpoint, 65 now"),
-    ("data.path=elsewhere", "data.path: in the checkpoint, elsewhere now"),
+    ("data.path=elsewhere", "elsewhere/meta.json does not exist, so elsewhere is no dataset"),
   ],
 )
 def test_a_workdir_of_another_config(sora, finished, debug, contents, words, text):
