@@ -4,6 +4,7 @@ The fingerprint of a dataset is a hash of its index and its facts: `content` is 
 record, so that it covers what the records say, but not how they are cut into shards.
 """
 
+import errno
 import hashlib
 import json
 from array import array
@@ -70,7 +71,7 @@ class IndexBuilder:
       "fps": record.fps,
       "source": hashing.hash_text(record.source),
       "id": hashing.hash_text(record.id),
-      "content": int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"),
+      "content": hash_content(data),
       **_sides(record),
     }
     for name, value in one.items():
@@ -97,6 +98,11 @@ class IndexBuilder:
         "Give every record of a dataset an id of its own."
       )
     return columns
+
+
+def hash_content(data: bytes) -> int:
+  """64-bit hash of a record as it is stored; about 1 GB/s."""
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _sides(record: Record) -> dict[str, int]:
@@ -140,6 +146,8 @@ def _map(path: Path, dtype: type) -> np.ndarray:
   except FileNotFoundError:
     raise BadInput(f"index: {path} does not exist. Copy the dataset again.") from None
   except (ValueError, EOFError, OSError) as error:
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+      raise  # no file descriptor is left, which says nothing of the file
     raise BadInput(f"index: {path} is damaged ({error}). Copy the dataset again.") from error
   if column.dtype != dtype or column.ndim != 1:
     raise BadInput(

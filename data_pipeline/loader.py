@@ -9,7 +9,9 @@ import dataclasses
 import hashlib
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 
 import grain
 import numpy as np
@@ -20,6 +22,8 @@ from data_pipeline.errors import BadInput
 from data_pipeline.packing import PackSettings, Plan
 from data_pipeline.row import RowReader
 
+_PLANS_KEPT = 3  # of two epochs between which the readers stand, and of the next
+_FEW = 2**15  # records: so few have short epochs, of which every reading thread may be in another
 _ENDLESS = 2**60  # bins: more than any run reads, and a length that Python takes
 
 
@@ -125,7 +129,8 @@ class LatentBatches:
         dataset=dataset.fingerprint,
       )
 
-    self._plans = _Plans(make_plan, kept=threads + 2)
+    kept = _PLANS_KEPT if len(records) > _FEW else threads + _PLANS_KEPT
+    self._plans = _Plans(make_plan, kept)
     self._cursor = self._check_cursor(cursor or first_cursor(stage), stage)
     bins = _Bins(self._plans, self._cursor["epoch"], settings.rows, share)
     reader = RowReader(dataset, settings, given_first_frame, counters=(seed, stage))
@@ -197,26 +202,54 @@ def first_cursor(stage: int) -> dict:
 
 
 class _Plans:
-  """Plans by epoch, made when first asked for; a few are kept. Safe to call from any thread."""
+  """Plans by epoch, each made once, when first asked for or ahead. Safe to call from any thread.
+
+  Nobody waits but for the plan that is asked for. `kept` are kept: the most recently used.
+  """
 
   def __init__(self, make_plan: Callable[[int], Plan], kept: int) -> None:
     self._make_plan, self._kept = make_plan, kept
-    self._plans: dict[int, Plan] = {}
+    self._plans: OrderedDict[int, Future[Plan]] = OrderedDict()
     self._steps: dict[int, int] = {}
     self._lock = threading.Lock()
 
   def __call__(self, epoch: int) -> Plan:
-    with self._lock:
-      if epoch not in self._plans:
-        self._plans[epoch] = self._make_plan(epoch)
-        self._steps[epoch] = self._plans[epoch].steps
-        if len(self._plans) > self._kept:
-          del self._plans[next(iter(self._plans))]
-      return self._plans[epoch]
+    plan, is_new = self._claim(epoch)
+    if is_new:
+      self._make(epoch, plan)
+    return plan.result()
+
+  def prepare(self, epoch: int) -> None:
+    """Begins to make a plan in a thread, unless it is there or begun."""
+    plan, is_new = self._claim(epoch)
+    if is_new:
+      threading.Thread(target=self._make, args=(epoch, plan), name=f"plan {epoch}").start()
 
   def steps(self, epoch: int) -> int:
     """Steps of an epoch; remembered when its plan is not."""
     return self._steps[epoch] if epoch in self._steps else self(epoch).steps
+
+  def _claim(self, epoch: int) -> tuple[Future[Plan], bool]:
+    """The plan, or the promise of it, and whether it is the caller who has to keep it."""
+    with self._lock:
+      is_new = epoch not in self._plans
+      if is_new:
+        self._plans[epoch] = Future()
+        if len(self._plans) > self._kept:
+          self._plans.popitem(last=False)
+      self._plans.move_to_end(epoch)
+      return self._plans[epoch], is_new
+
+  def _make(self, epoch: int, plan: Future[Plan]) -> None:
+    try:
+      made = self._make_plan(epoch)
+    except BaseException as error:  # raised where the plan is asked for; the next one tries again
+      with self._lock:
+        self._plans.pop(epoch, None)
+      plan.set_exception(error)
+    else:
+      self._steps[epoch] = made.steps
+      plan.set_result(made)
 
 
 class _Bins:
@@ -240,10 +273,18 @@ class _Bins:
 
   def __getitem__(self, index: int) -> packing.Bin:
     step, row = divmod(index, self.rows)
-    with self._lock:
-      while self._starts[-1] <= step:
-        epoch = self._first_epoch + len(self._starts) - 1
-        self._starts.append(self._starts[-1] + self._plans.steps(epoch))
-      nth = bisect.bisect_right(self._starts, step) - 1
+    nth = self._find_epoch(step)
     place = (step - self._starts[nth]) * self._step_rows + self._first_row + row
-    return self._plans(self._first_epoch + nth).bin(place)
+    epoch = self._first_epoch + nth
+    plan = self._plans(epoch)
+    self._plans.prepare(epoch + 1)  # so that nobody waits at the boundary
+    return plan.bin(place)
+
+  def _find_epoch(self, step: int) -> int:
+    """Number of the epoch of a step, counted from the first; plans those up to it."""
+    while self._starts[(known := len(self._starts)) - 1] <= step:
+      steps = self._plans.steps(self._first_epoch + known - 1)  # takes long: not under the lock
+      with self._lock:
+        if len(self._starts) == known:
+          self._starts.append(self._starts[-1] + steps)
+    return bisect.bisect_right(self._starts, step) - 1

@@ -60,6 +60,11 @@ class PackSettings:
     for name in ("slots", "caption_slots", "segments", "rows"):
       if getattr(self, name) < 1:
         raise BadInput(f"packing: {name}={getattr(self, name)} is below 1. Raise data.{name}.")
+    if len(self.patch) != 3 or not all(isinstance(k, int) and k >= 1 for k in self.patch):
+      raise BadInput(
+        f"packing: patch={self.patch} is not three whole sides (frames, rows, columns) of at least "
+        "1. Correct the patch."
+      )
     if not 0 <= self.caption_dropout <= 1:
       raise BadInput(
         f"packing: caption_dropout={self.caption_dropout} is no probability. Set it in [0, 1]."

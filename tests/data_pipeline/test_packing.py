@@ -251,3 +251,6 @@ def test_other_bad_input():
     dataclasses.replace(SMALL, caption_dropout=1.5)
   with pytest.raises(BadInput, match=r"rows=0 is below 1"):
     dataclasses.replace(SMALL, rows=0)
+  for patch in [(0, 2, 2), (1, 2, -1), (2, 2), (1, 2.0, 2)]:
+    with pytest.raises(BadInput, match=r"patch=\(.*\) is not three whole sides"):
+      dataclasses.replace(SMALL, patch=patch)
