@@ -7,17 +7,15 @@ the centroid's track. Made for blurred and compressed video.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 
 import numpy as np
 
 from data_pipeline.errors import BadInput
 from data_pipeline.worlds import palette
+from data_pipeline.worlds.agreement import Look, compare, looks_of
 
-COLOUR_CHANCE = 1 / len(palette.COLOURS)
-SHAPE_CHANCE = 1 / len(palette.SHAPES)
-DIRECTION_CHANCE = 1 / len(palette.DIRECTIONS)
+VERSION = 1  # raised whenever the same video and attributes give another verdict or chance
 MIN_CHROMA = 40.0  # of 255; no object is paler
 MIN_TRAVEL = 0.06  # world units that count as motion
 TURN_BACK = 0.08  # world units of return that end the first leg
@@ -209,19 +207,6 @@ def track(video: np.ndarray) -> tuple[Track, ...]:
   return tuple(tracks)
 
 
-def _pair_up(tracks: tuple[Track, ...], objects: list[dict]) -> list[tuple[Track, dict]]:
-  """Gives every object a track so that the most colours agree; empty if tracks are missing."""
-  if len(objects) == 1:
-    tracks = tuple(one for one in tracks if one.share >= DOMINANT)
-  if len(tracks) < len(objects):
-    return []
-  orders = itertools.permutations(tracks, len(objects))
-  best = max(
-    orders, key=lambda o: sum(t.colour == k["colour"] for t, k in zip(o, objects, strict=True))
-  )
-  return list(zip(best, objects, strict=True))
-
-
 def judge(video: np.ndarray, attributes: Mapping) -> dict[str, bool | None]:
   """Says which attributes the video follows.
 
@@ -232,25 +217,8 @@ def judge(video: np.ndarray, attributes: Mapping) -> dict[str, bool | None]:
     colour, shape and direction: True if all objects agree, None if the attributes make no claim
     (the direction of an image). A video without the objects is False in all that is claimed.
   """
-  objects = attributes["objects"]
-  pairs = _pair_up(track(video), objects)
-  moving = [(t, k) for t, k in pairs if k["direction"] is not None]
-  claims = any(k["direction"] is not None for k in objects)
-  return {
-    "colour": bool(pairs) and all(t.colour == k["colour"] for t, k in pairs),
-    "shape": bool(pairs) and all(t.shape == k["shape"] for t, k in pairs),
-    "direction": bool(moving) and all(t.direction == k["direction"] for t, k in moving)
-    if claims
-    else None,
-  }
-
-
-def chance(attributes: Mapping) -> dict[str, float | None]:
-  """Probability that uniformly random answers all agree; None where nothing is claimed."""
-  objects = attributes["objects"]
-  moving = sum(one["direction"] is not None for one in objects)
-  return {
-    "colour": COLOUR_CHANCE ** len(objects),
-    "shape": SHAPE_CHANCE ** len(objects),
-    "direction": DIRECTION_CHANCE**moving if moving else None,
-  }
+  asked = looks_of(attributes)
+  shown = track(video)
+  if len(asked) == 1:
+    shown = tuple(one for one in shown if one.share >= DOMINANT)
+  return compare([Look(one.colour, one.shape, one.direction) for one in shown], asked)

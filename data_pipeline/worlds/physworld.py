@@ -18,6 +18,7 @@ from data_pipeline.errors import BadInput
 from data_pipeline.worlds import backgrounds, captions, palette, render, scenes, splits
 from data_pipeline.worlds.draws import Draws
 
+WORLD_VERSION = 1  # raised whenever the same arguments give another clip
 FAMILIES = tuple(scenes.FAMILIES)
 MIN_SIDE = 8
 MIN_MOTION = 0.1  # world units that every moving object must cover before a clip claims directions
@@ -82,7 +83,12 @@ def _weigh(families: Families) -> Mapping[str, float]:
 
 
 def _check_film(frames: int, height: int, width: int, fps: float) -> None:
-  if frames < 1 or not fps > 0:
+  sides = (frames, height, width)
+  if not all(isinstance(side, (int, np.integer)) for side in sides):
+    raise BadInput(
+      f"physworld: frames, height, width={sides} are not all whole numbers. Drop the fractions."
+    )
+  if frames < 1 or not 0 < fps < np.inf:
     raise BadInput(f"physworld: frames={frames}, fps={fps} must be positive. Raise it.")
   if min(height, width) < MIN_SIDE:
     raise BadInput(
@@ -90,12 +96,18 @@ def _check_film(frames: int, height: int, width: int, fps: float) -> None:
     )
 
 
-def _check_styles(styles: Sequence[str]) -> None:
-  unknown = [name for name in styles if name not in backgrounds.STYLES]
-  if unknown or not styles:
+def _check_fraction(held_out_fraction: float) -> None:
+  if not 0 <= held_out_fraction <= 1:
     raise BadInput(
-      f"physworld: styles={list(styles)} must be some of {', '.join(backgrounds.STYLES)}. "
-      "Correct the name."
+      f"physworld: held_out_fraction={held_out_fraction} is no share of the clips. "
+      "Set it in [0, 1]."
+    )
+
+
+def _check_words(name: str, words: Sequence[str], known: Sequence[str]) -> None:
+  if not words or any(word not in known for word in words):
+    raise BadInput(
+      f"physworld: {name}={list(words)} must be some of {', '.join(known)}. Correct the name."
     )
 
 
@@ -105,11 +117,13 @@ def _imagine(
   side: tuple[float, float],
   families: Families,
   styles: Sequence[str],
+  sizes: Sequence[str],
 ) -> _World:
-  _check_styles(styles)
+  _check_words("styles", styles, backgrounds.STYLES)
+  _check_words("sizes", sizes, tuple(palette.SIZES))
   draws = Draws(seed, index)
   family = draws.weighted("family", _weigh(families))
-  scene = scenes.FAMILIES[family](draws, side)
+  scene = scenes.FAMILIES[family](draws, side, sizes)
   return _World(scene, backgrounds.draw_backdrop(draws, styles), draws.unit("split"))
 
 
@@ -172,11 +186,13 @@ def describe(
   families: Families,
   held_out_fraction: float,
   styles: Sequence[str] = backgrounds.STYLES,
+  sizes: Sequence[str] = tuple(palette.SIZES),
 ) -> Description:
   """What `make_clip` would say of the clip, without painting it. Arguments as there."""
   _check_film(frames, height, width, fps)
+  _check_fraction(held_out_fraction)
   unit = min(height, width)
-  world = _imagine(seed, index, (width / unit, height / unit), families, styles)
+  world = _imagine(seed, index, (width / unit, height / unit), families, styles, sizes)
   positions, _ = _film(world, frames, fps)
   return _label(world, positions, fps, _name_source(seed, index), held_out_fraction)
 
@@ -196,6 +212,7 @@ def make_clip(
   families: Families,
   held_out_fraction: float,
   styles: Sequence[str] = backgrounds.STYLES,
+  sizes: Sequence[str] = tuple(palette.SIZES),
 ) -> WorldClip:
   """Generates one clip.
 
@@ -207,12 +224,14 @@ def make_clip(
     families: weights of the families, or names for equal weights.
     held_out_fraction: part of the sources that goes to the split "held_out".
     styles: of backgrounds, equally often.
+    sizes: of objects, equally often; where a large one has no room, it is small all the same.
   Raises:
-    BadInput: unknown family, no frames, or a frame too small.
+    BadInput: an unknown word, no frames, a frame too small, or no share.
   """
   _check_film(frames, height, width, fps)
+  _check_fraction(held_out_fraction)
   unit = min(height, width)
-  world = _imagine(seed, index, (width / unit, height / unit), families, styles)
+  world = _imagine(seed, index, (width / unit, height / unit), families, styles, sizes)
   positions, velocities = _film(world, frames, fps)
   label = _label(world, positions, fps, _name_source(seed, index), held_out_fraction)
   picture, bar = backgrounds.draw_set(world.backdrop, world.scene, height, width)
@@ -246,24 +265,32 @@ def world_clips(
   families: Families,
   held_out_fraction: float,
   styles: Sequence[str] = backgrounds.STYLES,
+  sizes: Sequence[str] = tuple(palette.SIZES),
 ) -> Iterator[WorldClip]:
   """Clips 0..count-1 of a seed in mixed formats.
 
   Args:
     specs: dicts of frames, height, width, fps and weight.
     styles: of backgrounds, equally often.
+    sizes: of objects, equally often; where a large one has no room, it is small all the same.
+  Raises:
+    BadInput: at once, a format or share that cannot be; with the first clip, an unknown word.
   """
+  for spec in specs:
+    _check_film(spec["frames"], spec["height"], spec["width"], spec["fps"])
+  _check_fraction(held_out_fraction)
   chosen = choose_specs(seed, np.arange(count), [spec["weight"] for spec in specs])
-  for index in range(count):
-    spec = specs[chosen[index]]
-    yield make_clip(
+
+  def generate(index: int) -> WorldClip:
+    film = {name: value for name, value in specs[chosen[index]].items() if name != "weight"}
+    return make_clip(
       seed,
       index,
-      frames=spec["frames"],
-      height=spec["height"],
-      width=spec["width"],
-      fps=spec["fps"],
+      **film,
       families=families,
       held_out_fraction=held_out_fraction,
       styles=styles,
+      sizes=sizes,
     )
+
+  return map(generate, range(count))

@@ -9,7 +9,7 @@ frame.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -74,10 +74,11 @@ class _Look:
     return palette.reach(self.shape, self.radius, angle)
 
 
-def _draw_look(draws: Draws, room_for_large: bool = True) -> _Look:
+def _draw_look(draws: Draws, sizes: Sequence[str], room_for_large: bool = True) -> _Look:
+  """Draws one of `sizes`; where a large one would not fit, it is small whatever they are."""
   colour = draws.choose("object", list(palette.COLOURS))
   shape = draws.choose("object", palette.SHAPES)
-  size = draws.choose("object", list(palette.SIZES))
+  size = draws.choose("object", sizes)
   return _Look(colour, shape, size if room_for_large else "small")
 
 
@@ -102,9 +103,9 @@ def _straight(axis: int, along: Line, across: Line) -> Path:
   return path
 
 
-def drift(draws: Draws, side: tuple[float, float]) -> Scene:
+def drift(draws: Draws, side: tuple[float, float], sizes: Sequence[str]) -> Scene:
   """Constant velocity between walls: over 28 % of the frame a second, first wall after 1.05 s."""
-  look = _draw_look(draws)
+  look = _draw_look(draws, sizes)
   heading = draws.choose("motion", list(palette.DIRECTIONS))
   axis = 0 if heading in ("left", "right") else 1
   sign = sum(palette.DIRECTIONS[heading])
@@ -126,9 +127,9 @@ def drift(draws: Draws, side: tuple[float, float]) -> Scene:
   return Scene("drift", (body,), events)
 
 
-def fall(draws: Draws, side: tuple[float, float]) -> Scene:
+def fall(draws: Draws, side: tuple[float, float], sizes: Sequence[str]) -> Scene:
   """Dropped at rest under gravity, the floor is elastic. It takes 0.75 to 1.2 s to fall."""
-  look = _draw_look(draws)
+  look = _draw_look(draws, sizes)
   left, right, up, down = look.reach()
   top = up + draws.between("motion", 0.0, 0.12) * (side[1] - up - down)
   height = side[1] - down - top
@@ -145,9 +146,9 @@ def fall(draws: Draws, side: tuple[float, float]) -> Scene:
   return Scene("fall", (Body(look.colour, look.shape, look.size, 0.0, "down", path),), events)
 
 
-def ramp(draws: Draws, side: tuple[float, float]) -> Scene:
+def ramp(draws: Draws, side: tuple[float, float], sizes: Sequence[str]) -> Scene:
   """From rest down an incline in 0.9 to 1.3 s; the wall at the bottom is elastic."""
-  look = _draw_look(draws)
+  look = _draw_look(draws, sizes)
   heading = draws.choose("motion", ("left", "right"))
   sign = sum(palette.DIRECTIONS[heading])
   slope = min(draws.between("motion", 0.3, 0.5), (side[1] - 2.2 * look.radius) / side[0])
@@ -175,12 +176,12 @@ def ramp(draws: Draws, side: tuple[float, float]) -> Scene:
   return Scene("ramp", (body,), events, ramp=line)
 
 
-def occlude(draws: Draws, side: tuple[float, float]) -> Scene:
+def occlude(draws: Draws, side: tuple[float, float], sizes: Sequence[str]) -> Scene:
   """Crosses the frame behind a bar that hides it for about 0.1 s; crossing takes 0.95 to 1.25 s."""
   heading = draws.choose("motion", list(palette.DIRECTIONS))
   axis = 0 if heading in ("left", "right") else 1
   sign = sum(palette.DIRECTIONS[heading])
-  look = _draw_look(draws, room_for_large=side[axis] >= 1.55)
+  look = _draw_look(draws, sizes, room_for_large=side[axis] >= 1.55)
   before, after = _along(look.reach(), axis)
   low, high = before, side[axis] - after
   thick = before + after + 0.06
@@ -205,19 +206,21 @@ def occlude(draws: Draws, side: tuple[float, float]) -> Scene:
   return Scene("occlude", (body,), events, occluder=bar)
 
 
-def _draw_pair(draws: Draws, axis: int, length: float) -> tuple[_Look, _Look]:
+def _draw_pair(
+  draws: Draws, axis: int, length: float, sizes: Sequence[str]
+) -> tuple[_Look, _Look]:
   """Two looks whose colours are at least two steps apart round the hue circle."""
-  first, second = (_draw_look(draws, length >= 1.55) for _ in range(2))
+  first, second = (_draw_look(draws, sizes, length >= 1.55) for _ in range(2))
   names = list(palette.COLOURS)
   step = 2 + int(draws.unit("object") * (len(names) - 3))
   other = names[(names.index(first.colour) + step) % len(names)]
   return first, dataclasses.replace(second, colour=other)
 
 
-def collide(draws: Draws, side: tuple[float, float]) -> Scene:
+def collide(draws: Draws, side: tuple[float, float], sizes: Sequence[str]) -> Scene:
   """Head-on elastic collision on the frame's longer axis; masses are as areas, walls reflect."""
   axis = int(side[1] > side[0]) if side[0] != side[1] else draws.choose("motion", (0, 1))
-  looks = _draw_pair(draws, axis, side[axis])
+  looks = _draw_pair(draws, axis, side[axis], sizes)
   reaches = [_along(look.reach(), axis) for look in looks]
   low = (reaches[0][0], reaches[1][0])
   high = (side[axis] - reaches[0][1], side[axis] - reaches[1][1])
@@ -264,7 +267,7 @@ def collide(draws: Draws, side: tuple[float, float]) -> Scene:
   return Scene("collide", bodies, events)
 
 
-FAMILIES: dict[str, Callable[[Draws, tuple[float, float]], Scene]] = {
+FAMILIES: dict[str, Callable[[Draws, tuple[float, float], Sequence[str]], Scene]] = {
   "drift": drift,
   "fall": fall,
   "collide": collide,

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,8 @@ from data_pipeline.records import ClipRecord
 from data_pipeline.worlds.physworld import WorldClip, world_clips
 
 LICENCE = "CC0-1.0"
+_FORMAT: tuple[str, ...] = ("frames", "width", "height", "fps", "weight")
+_ADVICE = f"Give each as ({', '.join(_FORMAT)})."
 
 
 def clip_record(clip: WorldClip) -> ClipRecord:
@@ -38,20 +41,36 @@ def world_records(world: Mapping) -> Iterator[ClipRecord]:
 
   Args:
     world: `name` ("physworld"), `seed`, `clips`, `formats` (tuples of frames, width, height, fps,
-      weight), `families` (name -> weight), `backgrounds` (styles), `held_out_fraction`.
+      weight), `families` (name -> weight), `backgrounds` (styles), `sizes` (of
+      objects), `held_out_fraction`.
   Raises:
-    BadInput: unknown world.
+    BadInput: unknown world, or a value that it cannot have.
   """
   if world["name"] != "physworld":
     raise BadInput(f"data: world.name={world['name']!r} is not one of ['physworld'].")
-  names = ("frames", "width", "height", "fps", "weight")
-  specs = [dict(zip(names, spec, strict=True)) for spec in world["formats"]]
   clips = world_clips(
     world["seed"],
     world["clips"],
-    specs=specs,
+    specs=_read_formats(world["formats"]),
     families=world["families"],
     styles=world["backgrounds"],
+    sizes=world["sizes"],
     held_out_fraction=world["held_out_fraction"],
   )
   return (clip_record(clip) for clip in clips)
+
+
+def _read_formats(formats: Sequence) -> list[dict[str, Any]]:
+  """Formats by name. Raises BadInput: none, not five numbers each, or no weights."""
+  if not isinstance(formats, (list, tuple)) or not formats:
+    raise BadInput(f"data: world.formats={formats} is no list of formats. {_ADVICE}")
+  for one in formats:
+    if not isinstance(one, (list, tuple)) or [type(k) in (int, float) for k in one] != [True] * 5:
+      raise BadInput(f"data: world.formats has {one}, which is not five numbers. {_ADVICE}")
+  specs = [dict(zip(_FORMAT, one, strict=True)) for one in formats]
+  weights = [spec["weight"] for spec in specs]
+  if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
+    raise BadInput(
+      f"data: weights={weights} of world.formats are not shares. Give none below 0, and one above."
+    )
+  return specs

@@ -2,8 +2,8 @@
 
 An attribute (colour, shape, direction) of a sample is right when the judge of the generated world
 finds in the video exactly what the caption named. Beside each score stand its 95 % interval, the
-chance of a random answer, the exact probability of so many hits by chance, and the judge's score on
-real clips, the ceiling.
+chance of the best answer that is blind to its caption (`worlds.agreement.chance`), the probability
+of so many hits by such chance, and the judge's score on real clips, the ceiling.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_pipeline.errors import BadInput
-from data_pipeline.worlds.judge import chance, judge
+from data_pipeline.worlds.agreement import ATTRIBUTES, chance
+from data_pipeline.worlds.judge import judge
 from sora_jax.evals.statistics import poisson_binomial_p_value, wilson_interval
-
-ATTRIBUTES = ("colour", "shape", "direction")
 
 
 def judge_all(videos: Sequence[np.ndarray], attributes: Sequence[Mapping]) -> list[dict]:
@@ -27,18 +26,18 @@ def score(verdicts: Sequence[Mapping], attributes: Sequence[Mapping]) -> dict[st
 
   Returns:
     attribute -> `score`, `hits`, `samples`, `interval` (95 %, Wilson), `chance`, `p_value`
-    (one-sided, exact, of at least that many hits by chance). An attribute that no sample claims is
-    left out.
+    (one-sided, of at least that many hits by chance). An attribute that no sample claims is left
+    out. Few samples have a high chance: one answer may suit several of them.
   Raises:
     BadInput: a verdict on an attribute that its caption does not claim.
   """
-  scores = {}
+  scores, chances = {}, chance(attributes)
   for name in ATTRIBUTES:
     claimed = [i for i, verdict in enumerate(verdicts) if verdict[name] is not None]
     if not claimed:
       continue
     hits = sum(bool(verdicts[i][name]) for i in claimed)
-    luck = [_chance(attributes[i], name) for i in claimed]
+    luck = [_claimed_chance(chances[i], name) for i in claimed]
     scores[name] = {
       "score": hits / len(claimed),
       "hits": hits,
@@ -50,8 +49,8 @@ def score(verdicts: Sequence[Mapping], attributes: Sequence[Mapping]) -> dict[st
   return scores
 
 
-def _chance(attributes: Mapping, name: str) -> float:
-  probability = chance(attributes)[name]
+def _claimed_chance(chances: Mapping[str, float | None], name: str) -> float:
+  probability = chances[name]
   if probability is None:
     raise BadInput(
       f"adherence: a verdict on {name}, of which the caption claims nothing. "
@@ -69,6 +68,7 @@ def merge(samples: dict, held_out: dict, ceiling: dict, held_out_ceiling: dict) 
       "held_out": held_out[name]["score"],
       "held_out_samples": held_out[name]["samples"],
       "held_out_interval": held_out[name]["interval"],
+      "held_out_chance": held_out[name]["chance"],
       "held_out_p_value": held_out[name]["p_value"],
       "held_out_ceiling": held_out_ceiling[name]["score"],
     }

@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from data_pipeline.errors import BadInput
 from data_pipeline.worlds import palette
-from data_pipeline.worlds.judge import chance, judge, nearest_colour, track
+from data_pipeline.worlds.agreement import chance, looks_of, uniform_chance
+from data_pipeline.worlds.judge import judge, nearest_colour, track
 from data_pipeline.worlds.physworld import FAMILIES, make_clip
 
 FILM = dict(frames=9, height=32, width=32, fps=8.0, held_out_fraction=0.1)
@@ -76,11 +77,24 @@ def test_attributes_of_another_clip_agree_by_chance_only():
   clips = [make_clip(13, i, families=("drift", "occlude"), **FILM) for i in range(160)]
   others = clips[1:] + clips[:1]
   found = scores([judge(a.video, b.attributes) for a, b in zip(clips, others, strict=True)])
-  expected = chance(clips[0].attributes)
+  expected = uniform_chance(looks_of(clips[0].attributes))
   assert expected == {"colour": 1 / 8, "shape": 1 / 3, "direction": 1 / 4}
   for name, value in found.items():  # four standard errors
     error = (expected[name] * (1 - expected[name]) / len(clips)) ** 0.5
     assert value == pytest.approx(expected[name], abs=4 * error), name
+
+
+def test_colliding_clips_judged_by_another_caption_stay_below_chance():
+  """A model that draws valid clips and ignores captions: it agrees more often than by uniform."""
+  clips = [make_clip(13, i, families=("collide",), **FILM) for i in range(240)]
+  clips = [clip for clip in clips if all(one["direction"] for one in clip.attributes["objects"])]
+  others = clips[1:] + clips[:1]
+  found = scores([judge(a.video, b.attributes) for a, b in zip(clips, others, strict=True)])
+  chances = chance([clip.attributes for clip in others])
+  assert len(clips) > 80 and found["direction"] > 3 / 16  # uniform: 1 / 16
+  for name, value in found.items():
+    expected = np.mean([one[name] for one in chances])
+    assert value <= expected + 3 * (expected * (1 - expected) / len(clips)) ** 0.5, name
 
 
 def test_time_run_backwards_and_channels_swapped_are_seen():
@@ -151,14 +165,6 @@ def test_every_palette_colour_is_nearest_to_itself():
   for name, (red, green, blue) in palette.COLOURS.items():
     hue = np.arctan2(3**0.5 / 2 * (green - blue), red - (green + blue) / 2)
     assert nearest_colour(hue) == name
-
-
-def test_chance_of_two_objects_multiplies():
-  clip = make_clip(15, 1, families=("collide",), **FILM)
-  moving = sum(one["direction"] is not None for one in clip.attributes["objects"])
-  assert chance(clip.attributes) == {"colour": 1 / 64, "shape": 1 / 9, "direction": 4.0**-moving}
-  image = make_clip(15, 1, families=("collide",), **FILM | dict(frames=1))
-  assert chance(image.attributes)["direction"] is None
 
 
 def test_a_video_of_another_type_is_refused():

@@ -11,6 +11,7 @@ from data_pipeline.errors import BadInput
 from data_pipeline.worlds import palette, splits
 from data_pipeline.worlds.physworld import (
   FAMILIES,
+  WORLD_VERSION,
   choose_specs,
   describe,
   make_clip,
@@ -57,6 +58,8 @@ def test_same_index_same_bytes_in_any_order():
 
 
 def test_worlds_are_those_of_the_first_release():
+  """A golden. Where it changes, raise WORLD_VERSION: clips made before are then not used."""
+  assert WORLD_VERSION == 1
   words = []
   for index in range(5):
     label = describe(0, index, families=FAMILIES, **FILM)
@@ -111,6 +114,37 @@ def test_fall_conserves_energy():
     gravity, start = np.polyfit(y, speed**2 / 2, 1)
     np.testing.assert_allclose(speed**2 / 2 - gravity * y, start, atol=1e-9)
     np.testing.assert_allclose(np.diff(speed[:5]) * 8, gravity, atol=1e-9)
+
+
+def test_ramp_conserves_energy_along_the_incline():
+  """Height above the bottom and speed make up for each other, through every bounce."""
+  for index in range(20):
+    clip = make_clip(0, index, families=("ramp",), **FILM | dict(frames=200, height=16, width=24))
+    assert clip.attributes["events"]["bounces"] > 5
+    place, velocity = clip.truth["positions"][:, 0], clip.truth["velocities"][:, 0]
+    speed = np.hypot(*velocity.T)
+    gravity, start = np.polyfit(place[:, 1], speed**2 / 2, 1)
+    np.testing.assert_allclose(speed**2 / 2 - gravity * place[:, 1], start, atol=1e-9)
+    assert start == pytest.approx(-gravity * place[0, 1]) and speed[0] == 0  # dropped at rest
+    slope, level = np.polyfit(*place.T, 1)
+    np.testing.assert_allclose(place[:, 1], slope * place[:, 0] + level, atol=1e-9)
+    np.testing.assert_allclose(velocity[:, 1], slope * velocity[:, 0], atol=1e-9)
+    sine = abs(slope) / np.hypot(1, slope)
+    np.testing.assert_allclose(np.diff(speed[:5]) * 8, gravity * sine, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["drift", "occlude"])
+def test_speed_is_constant_and_only_walls_turn_it(family):
+  for index in range(20):
+    clip = make_clip(0, index, families=(family,), **FILM | dict(frames=200, height=16, width=24))
+    events, velocity = clip.attributes["events"], clip.truth["velocities"][:, 0]
+    np.testing.assert_allclose(abs(velocity), abs(velocity[:1]).repeat(200, 0), atol=1e-12)
+    assert np.hypot(*velocity[0]) > 0.2 and events["bounces"] > 5
+    turns = (np.diff(np.sign(velocity), axis=0) != 0).sum()
+    assert turns == events["bounces"]
+    straight = (np.diff(velocity, axis=0) == 0).all(1)
+    step = np.diff(clip.truth["positions"][:, 0], axis=0)[straight]
+    np.testing.assert_allclose(step * 8, velocity[:-1][straight], atol=1e-9)
 
 
 def test_collide_conserves_energy_and_momentum():
@@ -187,6 +221,23 @@ def test_families_follow_their_weights():
   assert set(drawn) == {"drift", "ramp"}
 
 
+def test_sizes_are_those_asked_for():
+  def sizes(family, asked):
+    labels = [describe(0, i, families=(family,), sizes=asked, **FILM) for i in range(40)]
+    return {one["size"] for label in labels for one in label.attributes["objects"]}
+
+  for family in ("drift", "fall", "ramp"):
+    assert sizes(family, ("large",)) == {"large"} and sizes(family, ("small",)) == {"small"}
+    assert sizes(family, tuple(palette.SIZES)) == {"small", "large"}
+  assert sizes("collide", ("large",)) == {"small"}  # a square frame has no room for large ones
+  both = describe(0, 3, families=FAMILIES, sizes=("small", "large"), **FILM)
+  assert both == describe(0, 3, families=FAMILIES, **FILM)
+  clip = make_clip(0, 3, families=("drift",), sizes=("large",), **FILM)
+  seen = (clip.truth["masks"][0] == 1).sum() / 64**2
+  shape = clip.attributes["objects"][0]["shape"]
+  assert seen == pytest.approx(palette.area(shape, palette.SIZES["large"]), rel=0.06)
+
+
 def test_world_clips_mix_formats_by_weight():
   specs = [
     dict(frames=1, height=16, width=16, fps=1.0, weight=1.0),
@@ -209,20 +260,28 @@ def test_world_clips_mix_formats_by_weight():
     (dict(frames=0), "frames=0"),
     (dict(fps=0.0), "fps=0"),
     (dict(height=4), "width x height=64x4"),
+    (dict(frames=9.0), r"frames, height, width=\(9.0, 64, 64\) are not all whole numbers"),
+    (dict(held_out_fraction=7), "held_out_fraction=7 is no share"),
+    (dict(sizes=("large", "huge")), r"sizes=\['large', 'huge'\] must be some of small, large"),
+    (dict(styles=()), r"styles=\[\] must be some of solid"),
   ],
 )
 def test_bad_input(wrong, text):
+  settings = FILM | dict(families=FAMILIES) | wrong
   with pytest.raises(BadInput, match=text):
-    make_clip(0, 0, **FILM | dict(families=FAMILIES) | wrong)
+    make_clip(0, 0, **settings)
+  with pytest.raises(BadInput, match=text):
+    describe(0, 0, **settings)
 
 
 def test_speed(capsys):
+  """The specification asks for 300 clips/s on one core; alone on it, 700 to 1,100 were measured."""
   specs = [dict(frames=16, height=64, width=64, fps=8.0, weight=1.0)]
   rates = []
-  for _ in range(3):  # processor time, and the best of three: other programs share the machine
+  for _ in range(6):  # processor time, and the best of six: other programs share the machine
     start = time.process_time()
-    list(world_clips(0, 100, specs=specs, families=FAMILIES, held_out_fraction=0.1))
-    rates.append(100 / (time.process_time() - start))
+    list(world_clips(0, 50, specs=specs, families=FAMILIES, held_out_fraction=0.1))
+    rates.append(50 / (time.process_time() - start))
   with capsys.disabled():
     print(f"\nphysworld: {max(rates):.0f} clips/s at 16x64x64 on one core")
-  assert max(rates) >= 150, rates
+  assert max(rates) >= 300, rates
