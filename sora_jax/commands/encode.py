@@ -12,13 +12,15 @@ from data_pipeline.records import ClipRecord, LatentRecord
 from data_pipeline.writer import DatasetWriter
 from sora_jax.commands.options import make_parser
 from sora_jax.commands.progress import say, track
-from sora_jax.generate.encode import encode_clips
+from sora_jax.generate.encode import check_clips, encode_clips
 from sora_jax.models.frozen_vae import FrozenVAE, load_frozen_vae, save_frozen_vae
 from sora_jax.models.text.encoder import TextEncoder, describe
 from sora_jax.models.text.registry import load_text_encoder, save_text_encoder
 
 SHARD_BYTES = 2**28
-TEXT_CLIPS = 512  # clips whose captions are encoded together
+TEXT_CLIPS = 512  # clips whose captions are encoded together, fewer when their latents are large
+TEXT_BYTES = 2**27  # of latents that wait for that
+CAPTIONS_KEPT = 2**14  # captions remembered: about 150 MB of MiniLM states
 
 
 def parser():
@@ -33,7 +35,12 @@ def parser():
   p.add_argument("--text-folder", help="folder with the encoder's files; default: its package")
   p.add_argument("--data", required=True, help="dataset of clip records")
   p.add_argument("--out", required=True, help="folder of the latent dataset")
-  p.add_argument("--rows", type=int, default=64, help="clips encoded at once (default 64)")
+  p.add_argument(
+    "--rows",
+    type=int,
+    default=64,
+    help="clips encoded at once (default 64; fewer where they have many pixels)",
+  )
   p.add_argument(
     "--patch-side",
     type=int,
@@ -83,11 +90,12 @@ def encode_dataset(
     clips: what to encode.
     vae, encoder: of pixels and of captions.
     out: folder of the latent dataset.
-    rows: clips encoded at once.
+    rows: the most clips encoded at once.
     patch_side: sides become multiples of so many latents.
     captions: kept of each clip; 0 for all.
   Raises:
-    BadInput: the folder holds latents of other clips, another VAE or text encoder.
+    BadInput: the folder holds latents of other clips, another VAE or text encoder; the clips are
+      too small or of too many shapes, which is seen before anything is written.
   """
   meta = {
     "clips": clips.fingerprint,
@@ -106,10 +114,11 @@ def encode_dataset(
       )
     say(f"encode: {out} is there already, {len(dataset)} clips")
     return dataset
+  check_clips(clips.index, vae, patch_side)
   with DatasetWriter(out, "latent", name="latents", shard_bytes=SHARD_BYTES, meta=meta) as writer:
-    pairs = ((record, record.video) for record in map(clips.read, range(len(clips))))
+    read = map(clips.read, range(len(clips)))
+    pairs = ((trim(record, captions), record.video) for record in read)
     encoded = encode_clips(vae, pairs, rows=rows, patch_side=patch_side)
-    encoded = (item._replace(key=trim(item.key, captions)) for item in encoded)
     for record in track(latent_records(encoded, encoder), "encode", len(clips)):
       writer.add(record)
     statistics = {"mean": vae.mean, "std": vae.std}
@@ -135,20 +144,42 @@ def trim(record: ClipRecord, captions: int) -> ClipRecord:
 
 def latent_records(encoded, encoder: TextEncoder) -> Iterator[LatentRecord]:
   """Adds token ids and states of the captions to encoded clips, many clips at a time."""
-  waiting = []
+  words = Captions(encoder)
+  waiting, held = [], 0
   for item in encoded:
     waiting.append(item)
-    if len(waiting) == TEXT_CLIPS:
-      yield from _with_text(waiting, encoder)
-      waiting = []
-  yield from _with_text(waiting, encoder)
+    held += item.latent.nbytes
+    if len(waiting) == TEXT_CLIPS or held >= TEXT_BYTES:
+      yield from _with_text(waiting, words)
+      waiting, held = [], 0
+  yield from _with_text(waiting, words)
 
 
-def _with_text(items, encoder):
-  words = sorted({caption for item in items for caption in item.key.captions})
-  ids = dict(zip(words, encoder.tokenize(words), strict=True))
-  states = dict(zip(words, encoder.encode(words), strict=True)) if encoder.width else {}
+class Captions:
+  """Ids and states by caption; those met often are kept, so that each is encoded once."""
+
+  def __init__(self, encoder: TextEncoder):
+    self._encoder = encoder
+    self._known: dict[str, tuple] = {}
+
+  def __call__(self, captions: set[str]) -> dict[str, tuple]:
+    """(ids, states) of each caption; states bf16, or None if the encoder has none."""
+    new = sorted(captions - self._known.keys())
+    encoder, states = self._encoder, [None] * len(new)
+    if encoder.width:
+      states = [state.astype(ml_dtypes.bfloat16) for state in encoder.encode(new)]
+    found = dict(zip(new, zip(encoder.tokenize(new), states, strict=True), strict=True))
+    answer = {caption: self._known.get(caption) or found[caption] for caption in captions}
+    if len(self._known) < CAPTIONS_KEPT:
+      self._known |= found
+    return answer
+
+
+def _with_text(items, words: Captions):
+  known = words({caption for item in items for caption in item.key.captions})
   for record, latent, (frames, height, width), crop in items:
+    texts = [known[caption] for caption in record.captions]
+    has_states = bool(texts) and texts[0][1] is not None
     yield LatentRecord(
       id=record.id,
       source=record.source,
@@ -162,9 +193,7 @@ def _with_text(items, encoder):
       fps=record.fps,
       latent=latent.astype(ml_dtypes.bfloat16),
       captions=record.captions,
-      text_ids=tuple(ids[c] for c in record.captions),
-      text_states=tuple(states[c].astype(ml_dtypes.bfloat16) for c in record.captions) or None
-      if states
-      else None,
+      text_ids=tuple(ids for ids, _ in texts),
+      text_states=tuple(states for _, states in texts) if has_states else None,
       attributes=record.attributes,
     )

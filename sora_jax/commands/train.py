@@ -1,10 +1,10 @@
 """`sora train`: trains a VAE or a DiT in a workdir; run again, it resumes by itself."""
 
+import itertools
 import json
-import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +20,25 @@ from sora_jax import build
 from sora_jax.commands.data import make_world
 from sora_jax.commands.encode import encode_dataset
 from sora_jax.commands.options import make_folder, make_parser
-from sora_jax.commands.progress import say
+from sora_jax.commands.progress import say, track
 from sora_jax.generate.encode import encode_clips
-from sora_jax.models.frozen_vae import FrozenVAE, latent_statistics, save_frozen_vae
-from sora_jax.models.text.registry import load_text_encoder
+from sora_jax.models.frozen_vae import (
+  FrozenVAE,
+  latent_statistics,
+  load_frozen_vae,
+  save_frozen_vae,
+)
+from sora_jax.models.text.registry import load_frozen_text_encoder, load_text_encoder
 from sora_jax.models.vae import CODECS, make_codec
-from sora_jax.train.session import check_workdir, train
+from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.hashes import tree_sha256
+from sora_jax.train.ranges import check_ranges
+from sora_jax.train.session import Schedule, check_workdir, lock, train
 from sora_jax.train.stop import Preempted
 
-STATISTICS_CLIPS = 256  # training clips that the latents' mean and std are measured on
-STEP_FILE = "step.json"  # in an exported VAE: {"step": of the checkpoint}
+STATISTICS_CLIPS = 256  # clips, or windows of them, that the latents' mean and std come from
+STEP_FILE = "step.json"  # in an exported VAE: the step, codec and parameters that it is of
+FROZEN = {"vae": load_frozen_vae, "text": load_frozen_text_encoder}  # a run's copies, by folder
 
 
 def parser():
@@ -68,15 +77,23 @@ def leaving_at_sigterm() -> Iterator[None]:
 
 
 def run_training(config, workdir: Path) -> dict:
-  """Opens the data, trains what `config.model` names, and keeps a trained VAE."""
-  is_dit = config.model.name == "dit"
-  if not is_dit and config.model.name not in CODECS:
+  """Refuses what is no run; else trains in the workdir, which no other process uses meanwhile."""
+  if config.model.name == "dit":
+    build.check_patch(config.model.patch)
+  elif config.model.name not in CODECS:
     raise BadInput(
       f"train: model.name={config.model.name!r} is not one of {['dit', *sorted(CODECS)]}."
     )
-  if is_dit:
-    build.check_patch(config.model.patch)
+  check_ranges(json.loads(config.to_json()))
   schedule, mesh = build.build_schedule(config), build.build_mesh(config)
+  build.build_optimizer(config)  # refuses before data is made
+  with lock(workdir):
+    return train_locked(config, workdir, schedule, mesh)
+
+
+def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
+  """Opens the data, trains what `config.model` names, and keeps a trained VAE."""
+  is_dit = config.model.name == "dit"
   plain = json.loads(config.to_json())
   check_workdir(workdir, plain)
   dataset = open_data(config, workdir, kind="latent" if is_dit else "clip")
@@ -112,7 +129,9 @@ def open_data(config, workdir: Path, *, kind: str) -> Dataset:
     return clips
   codec = config.codec.to_dict()
   params = nnx.state(make_codec(codec, seed=config.seed))
-  vae = FrozenVAE(codec, params, measure_statistics(codec, params, clips))
+  chosen = choose_rows(clips)
+  videos = (clips.read(row).video for row in chosen)  # whole: a world has few formats
+  vae = FrozenVAE(codec, params, measure_statistics(codec, params, videos, len(chosen)))
   encoder = load_text_encoder(config.codec_text)
   return encode_dataset(
     clips,
@@ -125,6 +144,22 @@ def open_data(config, workdir: Path, *, kind: str) -> Dataset:
   )
 
 
+def choose_rows(clips: Dataset) -> list[int]:
+  """Rows of at most STATISTICS_CLIPS training clips, chosen by hash."""
+  rows = clips.indices("train")
+  return rows[hashing.permutation(len(rows), 0)][:STATISTICS_CLIPS].tolist()
+
+
+def training_windows(config, clips: Dataset) -> Iterator[np.ndarray]:
+  """The first STATISTICS_CLIPS windows that a VAE is trained on, [F,H,W,3]: all of one shape."""
+  batches = build.clips_of(config, clips, None)
+  try:
+    windows = (window for batch in batches for window in batch["video"])
+    yield from itertools.islice(windows, STATISTICS_CLIPS)
+  finally:
+    batches.close()
+
+
 class _Posterior(NamedTuple):
   """A codec for `encode_clips` whose latents are means and log-variances side by side."""
 
@@ -132,41 +167,38 @@ class _Posterior(NamedTuple):
   time_factor: int
   space_factor: int
 
-  def encode(self, video):
-    return np.concatenate(self.vae.posterior(video), axis=-1)
+  def encode_stream(self, chunks):
+    return (np.concatenate(parts, axis=-1) for parts in self.vae.posterior_stream(chunks))
 
 
-def measure_statistics(codec: dict, params, clips: Dataset) -> dict:
-  """Mean and std of each latent channel over some training clips, chosen by hash."""
+def measure_statistics(codec: dict, params, videos: Iterable[np.ndarray], count: int) -> dict:
+  """Mean and std of each latent channel over `count` videos, uint8 [F,H,W,3], of few shapes."""
   channels = nnx.eval_shape(lambda: make_codec(codec, seed=0)).latent_channels
   vae = FrozenVAE(codec, params, {"mean": np.zeros(channels), "std": np.ones(channels)})
-  rows = clips.indices("train")
-  chosen = rows[hashing.permutation(len(rows), 0)][:STATISTICS_CLIPS]
-  videos = ((int(row), clips.read(int(row)).video) for row in chosen)
   posterior = _Posterior(vae, vae.time_factor, vae.space_factor)
-  encoded = encode_clips(posterior, videos, rows=16, patch_side=1)
-  return latent_statistics(np.split(item.latent, 2, axis=-1) for item in encoded)
+  encoded = encode_clips(posterior, ((None, video) for video in videos), rows=16, patch_side=1)
+  tracked = track(encoded, "statistics", count)
+  return latent_statistics(np.split(item.latent, 2, axis=-1) for item in tracked)
 
 
 def export_vae(config, params, step: int, clips: Dataset, workdir: Path) -> None:
   """Keeps the trained codec in `frozen/vae` of its workdir: what `sora encode` reads.
 
-  `step.json` beside it tells which step it is of: that step is not exported again. Another step's
-  folder is replaced as a whole.
+  `step.json` beside it tells what it was made of: that is not exported again. The folder of another
+  step, or of a run that was trained anew, is replaced as a whole.
   """
   target = workdir / "frozen" / "vae"
-  stamp = json.dumps({"step": step}) + "\n"
+  params = jax.tree.map(np.asarray, params)
+  codec = json.loads(json.dumps(config.model.to_dict()))
+  made_of = {"step": step, "params_sha256": tree_sha256(params), "codec": codec}
+  stamp = json.dumps(made_of, sort_keys=True) + "\n"
   if (target / STEP_FILE).is_file() and (target / STEP_FILE).read_text() == stamp:
     say(f"train: VAE of step {step} is in {target} already")
     return
   partial = target.with_name("vae.partial")
   shutil.rmtree(partial, ignore_errors=True)
-  params = jax.tree.map(np.asarray, params)
-  codec = config.model.to_dict()
-  statistics = measure_statistics(codec, params, clips)
-  mark = save_frozen_vae(
-    partial, config=json.loads(json.dumps(codec)), params=params, statistics=statistics
-  )
+  statistics = measure_statistics(codec, params, training_windows(config, clips), STATISTICS_CLIPS)
+  mark = save_frozen_vae(partial, config=codec, params=params, statistics=statistics)
   (partial / STEP_FILE).write_text(stamp)
   shutil.rmtree(target, ignore_errors=True)  # when killed here, the next session exports anew
   partial.rename(target)
@@ -176,27 +208,45 @@ def export_vae(config, params, step: int, clips: Dataset, workdir: Path) -> None
 def keep_frozen(dataset: Dataset, workdir: Path) -> None:
   """Copies the VAE and text encoder of a latent dataset into the run, so that it samples alone.
 
+  They are loaded first: a run must not train for hours on latents that nothing decodes. A run
+  without a checkpoint takes those of its dataset again, whatever an attempt left behind.
+
   Raises:
-    BadInput: the run holds another VAE or text encoder already (it began on another dataset).
+    BadInput: one is missing, damaged, or not what the latents were made with; the run holds another
+      one and has begun (on another dataset).
   """
-  for part in ("vae", "text"):
+  text = dataset.meta.get("text") or {}
+  made_with = {"vae": dataset.meta.get("vae"), "text": text.get("fingerprint")}
+  begun = has_begun(workdir)
+  for part, mark in made_with.items():
     source, target = dataset.path / part, workdir / "frozen" / part
-    if target.exists():
-      if (source / "config.json").read_bytes() != (target / "config.json").read_bytes():
-        raise BadInput(
-          f"train: {target} is not the {part} of {dataset.path}: the run began on another dataset. "
-          "Use a new --workdir, or set data.path back."
-        )
+    if begun and target.exists():
+      advice = "the run began on another dataset. Use a new --workdir, or set data.path back."
+      check_frozen(target, mark, dataset, advice)
       continue
+    advice = "it was exchanged. Copy the dataset again, or encode it anew."
+    check_frozen(source, mark, dataset, advice)
     partial = target.with_name(f"{part}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, copy_function=_link)
+    for old in (partial, target):
+      shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(source, partial)  # not links: a write into one would change the other
     partial.rename(target)
 
 
-def _link(source, target):
-  """A hard link where the file system has them, else a copy."""
-  try:
-    os.link(source, target)
-  except OSError:
-    shutil.copy2(source, target)
+def has_begun(workdir: Path) -> bool:
+  """Whether the workdir holds a checkpoint."""
+  folder = workdir / "checkpoints"
+  if not folder.is_dir():
+    return False
+  with Checkpoints(folder, read_only=True) as checkpoints:
+    return checkpoints.latest_step() is not None
+
+
+def check_frozen(folder: Path, mark: str | None, dataset: Dataset, advice: str) -> None:
+  """Raises BadInput unless a folder's VAE or text encoder loads and has the fingerprint `mark`."""
+  found = FROZEN[folder.name](folder).fingerprint
+  if found != mark:
+    raise BadInput(
+      f"train: {folder} has fingerprint={found[:12]}, the latents of {dataset.path} were made with "
+      f"{str(mark)[:12]}: {advice}"
+    )

@@ -9,7 +9,7 @@ The fingerprint covers all three, so a damaged file is noticed when the folder i
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -22,7 +22,7 @@ from flax import nnx
 from data_pipeline.errors import BadInput
 from sora_jax.models.vae import (
   decode_step,
-  encode_step,
+  encode_stream,
   make_codec,
   pixels_to_float,
   pixels_to_uint8,
@@ -62,15 +62,16 @@ class FrozenVAE:
 
   def posterior(self, video):
     """uint8 [b,F,H,W,3] to (mean, logvar) [b,f,h,w,c], not normalised."""
-    pixels = pixels_to_float(jnp.asarray(video, jnp.uint8))
-    return encode_step(self.structure, self.params, pixels, None)[0]
+    return next(self.posterior_stream([video]))
 
-  def encode_stream(self, chunks: Iterable):
-    """As `encode`, for the chunks of one video (see `vae.encode_stream`), in constant memory."""
-    cache = None
-    for chunk in chunks:
-      pixels = pixels_to_float(jnp.asarray(chunk, jnp.uint8))
-      (mean, _), cache = encode_step(self.structure, self.params, pixels, cache)
+  def posterior_stream(self, chunks: Iterable) -> Iterator:
+    """As `posterior`, for the chunks of one video (see `vae.encode_stream`), in constant memory."""
+    pixels = (pixels_to_float(jnp.asarray(chunk, jnp.uint8)) for chunk in chunks)
+    return encode_stream(self.structure, self.params, pixels)
+
+  def encode_stream(self, chunks: Iterable) -> Iterator:
+    """As `encode`, for the chunks of one video, in constant memory."""
+    for mean, _ in self.posterior_stream(chunks):
       yield (mean - self.mean) / self.std
 
   def decode_stream(self, chunks: Iterable):
@@ -172,11 +173,19 @@ def load_frozen_vae(folder) -> FrozenVAE:
   described = read_json(folder / "config.json")
   statistics = read_json(folder / "statistics.json")
   config, mark = described.get("codec"), described.get("fingerprint")
-  if config is None or {"mean", "std"} - set(statistics):
+  if not isinstance(config, dict) or {"mean", "std"} - set(statistics):
     raise BadInput(
       f"frozen_vae: config.json or statistics.json of {folder} lacks its keys. Copy it again."
     )
-  vae = FrozenVAE(config, read_params(folder / "params.safetensors", config), statistics)
+  try:
+    vae = FrozenVAE(config, read_params(folder / "params.safetensors", config), statistics)
+  except BadInput:
+    raise
+  except (TypeError, ValueError) as error:
+    raise BadInput(
+      f"frozen_vae: config.json or statistics.json of {folder} is damaged ({error})."
+      " Copy the folder again."
+    ) from error
   if vae.fingerprint != mark:
     raise BadInput(
       f"frozen_vae: {folder} has fingerprint {vae.fingerprint[:12]}, its config.json says"

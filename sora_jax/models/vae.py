@@ -129,6 +129,12 @@ class VAE(nnx.Module):
       )
     if dtype not in DTYPES:
       raise BadInput(f"vae: dtype={dtype!r} is not one of {sorted(DTYPES)}.")
+    sides = (side for stride in strides for side in stride)
+    if min(*widths, *sides, taps, latent_channels) < 1 or min(blocks) < 0:
+      raise BadInput(
+        f"vae: widths={widths}, blocks={blocks}, strides={strides}, taps={taps}, "
+        f"latent_channels={latent_channels} must be at least 1 (blocks 0). Set them so."
+      )
     settings = dict(
       widths=tuple(widths), blocks=tuple(blocks), strides=tuple(tuple(s) for s in strides),
       taps=taps, latent_channels=latent_channels, dtype=DTYPES[dtype], rngs=rngs,

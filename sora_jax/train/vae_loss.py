@@ -9,12 +9,16 @@ from sora_jax.diffusion.noise import segment_keys
 from sora_jax.models.vae import pixels_to_float
 
 
-def squared_error(decoded, video):
+def squared_error(decoded, video, frozen):
   """Mean squared error: sharpens PSNR, where L1 is content with the median."""
+  del frozen
   return jnp.mean((decoded - video) ** 2)
 
 
-# name -> function(decoded, video) -> scalar, both float32 [b,F,H,W,3] in [-1, 1]
+# name -> function(decoded, video, frozen) -> scalar; the videos are float32 [b,F,H,W,3] in [-1, 1].
+# `frozen` is what the step has beside its state: a dict of the weights that terms read and this
+# loss does not train, by name: of a perceptual network, of a discriminator. The terms here need
+# none, and `train` gives {}.
 TERMS = {"l2": squared_error}
 
 
@@ -41,7 +45,7 @@ def peak_snr_db(squared):
   return -10 * jnp.log10(squared / 4)
 
 
-def vae_loss(params, structure, batch, seed: int, *, kl_weight: float, terms: dict):
+def vae_loss(params, structure, frozen, batch, seed: int, *, kl_weight: float, terms: dict):
   """Loss of a batch of clips.
 
       loss = mean |decoded - video| + kl_weight · mean KL + Σ weight · term
@@ -50,6 +54,7 @@ def vae_loss(params, structure, batch, seed: int, *, kl_weight: float, terms: di
 
   Args:
     params, structure: of `nnx.split(codec)`.
+    frozen: dict of the weights that terms read, see TERMS; none of them gets a gradient.
     batch: `video` uint8 [b,F,H,W,3] and `draw` uint32 [b,2].
     seed: of the run, for the posterior's noise.
     kl_weight: nats of one latent element against one pixel value of error.
@@ -66,10 +71,10 @@ def vae_loss(params, structure, batch, seed: int, *, kl_weight: float, terms: di
   mean, logvar = codec.encode(video)
   decoded = codec.decode(sample_posterior(mean, logvar, seed, batch["draw"]))
   metrics = dict(l1=jnp.mean(jnp.abs(decoded - video)), kl=kl_divergence(mean, logvar))
-  extra = {name: TERMS[name](decoded, video) for name in terms}
+  extra = {name: TERMS[name](decoded, video, frozen) for name in terms}
   loss = metrics["l1"] + kl_weight * metrics["kl"]
   loss = loss + sum(weight * extra[name] for name, weight in terms.items())
-  return loss, dict(metrics, **extra, psnr_db=peak_snr_db(squared_error(decoded, video)))
+  return loss, dict(metrics, **extra, psnr_db=peak_snr_db(squared_error(decoded, video, frozen)))
 
 
 def check_terms(terms: dict):
@@ -84,7 +89,6 @@ def make_vae_loss(structure, *, seed: int, kl_weight: float, terms: dict):
   check_terms(terms)
 
   def loss(params, frozen, batch):
-    del frozen
-    return vae_loss(params, structure, batch, seed, kl_weight=kl_weight, terms=terms)
+    return vae_loss(params, structure, frozen, batch, seed, kl_weight=kl_weight, terms=terms)
 
   return loss

@@ -38,8 +38,8 @@ def load_text_encoder(name: str, folder: str | os.PathLike | None = None) -> Tex
 def save_text_encoder(encoder: TextEncoder, folder: str | os.PathLike) -> None:
   """Keeps `encoder` in `folder`: `config.json` with its spec, and its files.
 
-  Files are hard links where the file system allows it and copies where not; never symbolic links,
-  which would break when the folder moves. `config.json` comes last: a folder that has it is whole.
+  Files are copies: a link would break when the folder moves, or pass on what is written into the
+  file to every dataset and run. `config.json` comes last: a folder that has it is whole.
 
   Raises:
     BadInput: the folder holds another encoder already, or cannot be written.
@@ -97,13 +97,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _keep(source: Path, target: Path) -> None:
-  """Puts `source` at `target` in one step, as a hard link if possible."""
+  """Copies `source` to `target` in one step."""
   if target.exists() and target.samefile(source):
     return
   part = target.with_name(target.name + ".part")
   part.unlink(missing_ok=True)
-  try:
-    os.link(source, part)
-  except OSError:  # another file system, or one without hard links
-    shutil.copyfile(source, part)
+  shutil.copyfile(source, part)
   part.replace(target)

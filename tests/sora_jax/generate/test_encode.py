@@ -2,8 +2,10 @@
 
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,11 +13,15 @@ from data_pipeline.errors import BadInput
 from sora_jax.generate import encode
 from sora_jax.generate.encode import (
   centre_crop,
+  check_clips,
   decode_latents,
   encode_clips,
   fit_clip,
   latent_shape,
+  plan_batch,
 )
+from sora_jax.models.frozen_vae import FrozenVAE
+from sora_jax.models.vae import make_codec
 
 FACTORS = SimpleNamespace(time_factor=4, space_factor=8)
 
@@ -28,9 +34,12 @@ class Corners:
   def __init__(self):
     self.batches = []
 
-  def encode(self, video):
-    self.batches.append(video.shape)
-    return video[:, ::4, ::8, ::8].astype(np.float32)
+  def encode_stream(self, chunks):
+    first = 0
+    for video in chunks:
+      self.batches.append(video.shape)
+      yield video[:, first::4, ::8, ::8].astype(np.float32)
+      first = 3  # a later chunk has the last frame of each latent
 
 
 @settings(deadline=None, max_examples=60)
@@ -70,11 +79,105 @@ def test_encodes_in_groups_of_one_shape():
     np.testing.assert_array_equal(found[i].latent, inside)
 
 
-def test_refuses_a_shape_for_every_clip(monkeypatch):
-  monkeypatch.setattr(encode, "MAX_SHAPES", 3)
-  videos = ((i, np.zeros((1, 8, 8 * (1 + i), 3), np.uint8)) for i in range(4))
-  with pytest.raises(BadInput, match="more than 3 shapes"):
-    list(encode_clips(Corners(), videos, rows=9, patch_side=1))
+def columns(*sizes):
+  """Index columns of clips of (frames, height, width)."""
+  table = np.array(sizes, np.int32)
+  return {name: table[:, i] for i, name in enumerate(("frames", "height", "width"))}
+
+
+def test_refuses_a_shape_for_every_clip():
+  sizes = [(1, 32, 32 + i) for i in range(16 * 65)]  # 65 widths after cropping to 16
+  check_clips(columns(*sizes[: 16 * 64]), FACTORS, patch_side=2)
+  text = r"the 1040 clips have 65 shapes .* 16 pixels and 1\+4k frames, over the 64 .* or raise the"
+  with pytest.raises(BadInput, match=text):
+    check_clips(columns(*sizes), FACTORS, patch_side=2)
+  check_clips(columns(*sizes), FACTORS, patch_side=4)  # as it says
+
+
+@pytest.mark.parametrize("small", [(9, 15, 40), (9, 40, 15), (0, 16, 16)])
+def test_refuses_clips_that_are_too_small(small):
+  frames, height, width = small
+  text = (
+    rf"2 of 5 clips are smaller than one patch \(16x16 pixels; one is {width}x{height}, {frames} "
+    r"frames\). Leave them out, or use a smaller patch"
+  )
+  with pytest.raises(BadInput, match=text):
+    check_clips(columns((9, 16, 16), small, (1, 40, 40), small, (9, 16, 16)), FACTORS, 2)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+  latents=st.integers(0, 300),
+  height=st.integers(1, 60),
+  width=st.integers(1, 60),
+  rows=st.integers(1, 100),
+)
+def test_batches_are_as_large_as_memory_allows(latents, height, width, rows):
+  frames, pixels = 1 + 4 * latents, 64 * height * width
+  planned, chunk = plan_batch((frames, 8 * height, 8 * width), 4, rows)
+  at_once = min(frames, 1 + chunk)
+  assert chunk >= 4 and chunk % 4 == 0 and 1 <= planned <= rows
+  fits = planned * at_once * pixels <= encode.PIXELS_AT_ONCE
+  assert fits or (planned == 1 and at_once <= 5)
+  more = planned + 1 if at_once == frames else planned
+  frames_more = at_once if at_once == frames else at_once + 4
+  assert planned == rows or more * frames_more * pixels > encode.PIXELS_AT_ONCE
+
+
+def test_the_demos_clips_are_encoded_64_at_a_time():
+  assert plan_batch((9, 32, 32), 4, 64)[0] == 64
+
+
+@pytest.fixture(scope="module")
+def vae():
+  """A small one that looks at earlier frames, every parameter drawn."""
+  config = dict(
+    name="vae", widths=[4], blocks=[1], strides=[[4, 8]], taps=3, latent_channels=2, dtype="float32"
+  )
+  rng = np.random.default_rng(0)
+  shapes = nnx.state(nnx.eval_shape(lambda: make_codec(config, seed=0)))
+  params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32) * 0.3, shapes)
+  return FrozenVAE(config, params, {"mean": np.zeros(2), "std": np.ones(2)})
+
+
+@pytest.mark.parametrize(
+  "frames, chunks",
+  [(1, [1]), (5, [5]), (9, [9]), (13, [9, 4]), (17, [9, 8]), (21, [9, 8, 4]), (27, [9, 8, 8])],
+)
+def test_chunks_equal_the_whole(vae, monkeypatch, frames, chunks):
+  video = np.random.default_rng(frames).integers(0, 256, (frames, 16, 24, 3), np.uint8)
+  (whole,) = encode_clips(vae, [("a", video)], rows=1, patch_side=1)
+  assert whole.latent.shape == (1 + (frames - 1) // 4, 2, 3, 2)
+  monkeypatch.setattr(encode, "PIXELS_AT_ONCE", 9 * 16 * 24)
+  lengths, step = [], FrozenVAE.encode_stream
+
+  def watched(self, chunks):
+    for chunk in chunks:
+      lengths.append(chunk.shape[1])
+      yield chunk
+
+  monkeypatch.setattr(FrozenVAE, "encode_stream", lambda self, c: step(self, watched(self, c)))
+  (found,) = encode_clips(vae, [("a", video)], rows=4, patch_side=1)
+  assert lengths == chunks and sum(chunks) == found.shape[0]
+  np.testing.assert_allclose(found.latent, whole.latent, atol=1e-5)
+
+
+def test_memory_grows_neither_with_length_nor_with_shapes(monkeypatch):
+  """Clips of many shapes and lengths: what is encoded at once and what waits stays bounded."""
+  monkeypatch.setattr(encode, "PIXELS_AT_ONCE", 2**13)
+  rng, vae, held = np.random.default_rng(0), Corners(), {}
+  shapes = rng.permutation([(f, 16, w) for f in (1, 5, 65, 257) for w in (16, 24, 40)] * 9)
+
+  def clips():
+    for i, shape in enumerate(shapes):
+      held[i] = int(np.prod(shape))
+      yield i, np.zeros((*shape, 3), np.uint8)
+
+  for done in encode_clips(vae, clips(), rows=64, patch_side=1):
+    del held[done.key]
+    assert sum(held.values()) <= 2**13 * 12 + 257 * 16 * 40  # 12 shapes, and the clip in hand
+  assert not held
+  assert max(np.prod(shape[:4]) for shape in vae.batches) <= 2**13
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,9 @@ def test_streams_equal_the_whole(folder):
   latent = frozen.encode(VIDEO)
   parts = list(frozen.encode_stream([VIDEO[:, :5], VIDEO[:, 5:]]))
   np.testing.assert_allclose(np.concatenate(parts, axis=1), latent, atol=1e-5)
+  posteriors = zip(*frozen.posterior_stream([VIDEO[:, :1], VIDEO[:, 1:]]), strict=True)
+  for found, whole in zip(posteriors, frozen.posterior(VIDEO), strict=True):
+    np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5)
   videos = list(frozen.decode_stream([latent[:, :1], latent[:, 1:]]))
   difference = np.concatenate(videos, axis=1).astype(int) - np.asarray(frozen.decode(latent))
   assert np.abs(difference).max() <= 1  # a sum of another order may round another way
@@ -124,6 +127,8 @@ def flip_last_byte(data: bytes) -> bytes:
     ("config.json", lambda data: data.replace(b'"codec"', b'"model"'), "lacks its keys"),
     ("config.json", lambda data: data.replace(b'"taps": 2', b'"taps": 3'), "does not hold the"),
     ("statistics.json", lambda data: data.replace(b'"std"', b'"sd"'), "lacks its keys"),
+    ("config.json", lambda data: data.replace(b'"codec": {', b'"codec": "", "x": {'), "lacks its"),
+    ("statistics.json", lambda data: data.replace(b'"std": [', b'"std": ["a",'), "is damaged"),
   ],
 )
 def test_a_damaged_file_is_noticed(folder, name, damage, message):

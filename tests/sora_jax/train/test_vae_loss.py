@@ -13,6 +13,7 @@ from scipy import integrate, stats
 from data_pipeline.errors import BadInput
 from sora_jax.models.vae import LOGVAR_RANGE, make_codec
 from sora_jax.train.vae_loss import (
+  TERMS,
   kl_divergence,
   make_vae_loss,
   peak_snr_db,
@@ -97,6 +98,26 @@ def test_loss_is_the_weighted_sum_of_its_terms():
   assert metrics["l1"] > 0.1 and metrics["kl"] > 0.1
 
 
+def test_a_term_reads_the_frozen_weights_of_the_step(monkeypatch):
+  """A stand-in for a perceptual network: it sees the video in a basis that the loss has frozen."""
+
+  def perceptual(decoded, video, frozen):
+    return jnp.mean(((decoded - video) @ frozen["perceptual"]["kernel"]) ** 2)
+
+  monkeypatch.setitem(TERMS, "perceptual", perceptual)
+  structure, params = new_vae()
+  batch, weights = make_batch(), np.diag([1.0, 2.0, 3.0]).astype(np.float32)
+  terms = dict(seed=0, kl_weight=0.0, terms={"perceptual": 0.5})
+  step = quick(jax.value_and_grad(make_vae_loss(structure, **terms), has_aux=True))
+  results = [step(params, {"perceptual": {"kernel": scale * weights}}, batch) for scale in (1, 3)]
+  ((loss, metrics), gradients), ((_, tripled), _) = results
+  assert float(loss) == pytest.approx(float(metrics["l1"] + 0.5 * metrics["perceptual"]), rel=1e-6)
+  assert float(metrics["perceptual"]) > 0.1
+  ratio = float(tripled["perceptual"] / metrics["perceptual"])
+  assert ratio == pytest.approx(9.0, rel=1e-5) and tripled["l1"] == metrics["l1"]
+  assert jax.tree.structure(gradients) == jax.tree.structure(params)  # none for what is frozen
+
+
 def test_noise_belongs_to_the_draw_and_not_to_the_row():
   mean, logvar = jnp.zeros((4, 2, 3, 3, 5)), jnp.full((4, 2, 3, 3, 5), np.log(4.0))
   draw = jnp.array([[0, 5], [0, 6], [1, 5], [0, 7]], jnp.uint32)
@@ -142,10 +163,10 @@ def test_an_unknown_term_is_named():
   with pytest.raises(BadInput, match=message):
     make_vae_loss(structure, seed=0, kl_weight=0.0, terms={"lpips": 1.0})
   with pytest.raises(BadInput, match=message):
-    vae_loss(params, structure, make_batch(), 0, kl_weight=0.0, terms={"lpips": 1.0})
+    vae_loss(params, structure, {}, make_batch(), 0, kl_weight=0.0, terms={"lpips": 1.0})
 
 
 def test_clips_of_a_wrong_length_are_named():
   structure, params = new_vae()
   with pytest.raises(BadInput, match=r"vae: frames=6 is not 1\+4k"):
-    vae_loss(params, structure, make_batch(frames=6), 0, kl_weight=0.0, terms={})
+    vae_loss(params, structure, {}, make_batch(frames=6), 0, kl_weight=0.0, terms={})

@@ -1,0 +1,143 @@
+"""The whole way on the command line, tiny: clips, VAE, latents, DiT, video; and what is refused."""
+
+import contextlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.records import ClipRecord
+from data_pipeline.writer import DatasetWriter
+from sora_jax.commands import encode as encode_command
+from sora_jax.commands.entry import run_command
+from sora_jax.generate.encode import Encoded
+from sora_jax.generate.media import read_mp4
+from sora_jax.models.frozen_vae import load_frozen_vae
+from sora_jax.models.text.registry import load_text_encoder
+
+CLIPS, STEPS = 16, 4
+TINY = (
+  f"--config.total_steps={STEPS}",
+  f"--config.every.checkpoint_steps={STEPS}",
+  "--config.every.evaluate_steps=0",
+  "--config.optim.warmup_steps=1",
+  "--config.data.rows=4",
+)
+VAE = ("--config=experiments/demo.py:vae", *TINY, "--config.model.widths=(8,)")
+DIT = (
+  "--config=experiments/demo.py:dit",
+  *TINY,
+  "--config.model.width=32",
+  "--config.model.depth=1",
+  "--config.model.heads=1",
+  "--config.data.caption_slots=100",  # captions in bytes are longer
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_haste(programs):
+  """Tiny programs take longer to optimise than to run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, compiled_in_haste, request):
+  """A folder with clips, a VAE trained on them, and their latents."""
+  folder = tmp_path_factory.mktemp("tiny")
+  clips, vae = folder / "clips", folder / "vae"
+  world = ("--config=experiments/demo.py", f"--config.world.clips={CLIPS}")
+  with contextlib.chdir(request.config.rootpath):
+    run_command("data", [*world, f"--out={clips}"])
+    run_command("train", [*VAE, f"--workdir={vae}", f"--config.data.path={clips}"])
+    words = (f"--workdir={vae}", "--text=bytes", f"--data={clips}", f"--out={folder / 'latents'}")
+    run_command("encode", words)
+  return folder
+
+
+def test_from_clips_to_a_video(sora, made, tmp_path):
+  vae = load_frozen_vae(made / "vae" / "frozen" / "vae")
+  latents = Dataset.open(made / "latents", kind="latent")
+  assert len(latents) == CLIPS and latents.latent_channels == vae.latent_channels == 8
+  assert latents.meta["vae"] == vae.fingerprint
+  assert latents.meta["text"]["fingerprint"] == load_text_encoder("bytes").fingerprint
+  path = f"--config.data.path={latents.path}"
+  done = sora("train", *DIT, f"--workdir={tmp_path / 'dit'}", path)
+  assert done.result["step"] == STEPS
+  out = tmp_path / "red.mp4"
+  words = ("--prompt=a large red circle drifts left", f"--out={out}", "--steps=2")
+  assert sora("sample", f"--workdir={tmp_path / 'dit'}", *words).result["files"] == [str(out)]
+  assert read_mp4(out)[0].shape == (9, 32, 32, 3)
+
+
+def test_latents_are_those_of_the_clips(made):
+  """Each clip by itself: no batch, order or chunk has a part in its latent."""
+  vae = load_frozen_vae(made / "vae" / "frozen" / "vae")
+  clips = Dataset.open(made / "clips", kind="clip")
+  originals = {record.id: record for record in map(clips.read, range(len(clips)))}
+  latents = Dataset.open(made / "latents", kind="latent")
+  for record in map(latents.read, range(len(latents))):
+    original = originals.pop(record.id)
+    expected = np.asarray(vae.encode(original.video[None]))[0]
+    np.testing.assert_allclose(record.latent.astype(np.float32), expected, rtol=0.01, atol=1e-3)
+    assert record.captions == original.captions and record.attributes == original.attributes
+  assert not originals
+
+
+def test_a_second_time_it_is_all_there(sora, made):
+  folder = made / "vae" / "frozen" / "vae"
+  before = (folder / "config.json").stat()
+  path = f"--config.data.path={made / 'clips'}"
+  done = sora("train", *VAE, f"--workdir={made / 'vae'}", path)
+  assert f"VAE of step {STEPS} is in {folder} already" in done.err
+  assert (folder / "config.json").stat() == before
+  words = (f"--workdir={made / 'vae'}", "--text=bytes", f"--data={made / 'clips'}")
+  again = sora("encode", *words, f"--out={made / 'latents'}")
+  assert f"is there already, {CLIPS} clips" in again.err and again.result["clips"] == CLIPS
+
+
+def write_images(path, sizes):
+  """A dataset of single frames of (height, width)."""
+  facts: dict[str, Any] = dict(licence="CC0-1.0", split="train", start_frame=0, fps=8.0, truth=b"")
+  facts |= dict(captions=("a",), attributes="")
+  with DatasetWriter(path, "clip", name="images", shard_bytes=2**20, meta={}) as writer:
+    for i, size in enumerate(sizes):
+      video = np.full((1, *size, 3), i, np.uint8)
+      writer.add(ClipRecord(id=str(i), source=str(i), video=video, **facts))
+
+
+@pytest.mark.parametrize(
+  "sizes, text",
+  [
+    ([(16, 16 * (i + 1)) for i in range(65)], "encode: the 65 clips have 65 shapes"),
+    ([(16, 16), (16, 16), (16, 15)], "encode: 1 of 3 clips are smaller than one patch (16x16"),
+  ],
+)
+def test_clips_that_cannot_all_be_encoded_are_refused_at_once(
+  sora, made, tmp_path, monkeypatch, sizes, text
+):
+  write_images(tmp_path / "images", sizes)
+  monkeypatch.setattr(encode_command, "DatasetWriter", None)  # none is opened
+  words = (f"--workdir={made / 'vae'}", "--text=bytes", f"--data={tmp_path / 'images'}")
+  done = sora("encode", *words, f"--out={tmp_path / 'latents'}")
+  assert done.code == 2 and f"sora {text}" in done.err and len(done.err.splitlines()) == 1
+  assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_captions_do_not_wait_for_more_than_some_latents(made, monkeypatch):
+  """Latents of long clips are handed on before there are many."""
+  clip = Dataset.open(made / "clips", kind="clip").read(0)
+  latent, taken = np.zeros((3, 4, 4, 8), np.float32), []
+  monkeypatch.setattr(encode_command, "TEXT_BYTES", 3 * latent.nbytes)
+
+  def encoded():
+    for i in range(10):
+      taken.append(i)
+      yield Encoded(clip, latent, (9, 32, 32), (0, 0, 0, 0))
+
+  records = encode_command.latent_records(encoded(), load_text_encoder("bytes"))
+  next(records)
+  assert len(taken) == 3 and len(list(records)) == 9
