@@ -31,6 +31,18 @@ from sora_jax.train.optim import make_optimizer, make_schedule
 from sora_jax.train.session import Schedule, Task
 from sora_jax.train.vae_loss import make_vae_loss
 
+# Of `config.model`, what `DiT` is built with as it stands.
+DIT_SETTINGS = (
+  "width",
+  "depth",
+  "heads",
+  "mlp",
+  "mlp_ratio",
+  "pooled_caption",
+  "dtype",
+  "zero_init",
+)
+
 
 def build_mesh(config):
   """The device mesh of `config.mesh`."""
@@ -70,16 +82,15 @@ def build_optimizer(config):
 def build_rate(config):
   """The learning rate as a function of the steps done."""
   names = ("lr", "schedule", "warmup_steps", "decay_steps", "min_lr_ratio")
-  settings = {name: config.optim[name] for name in names if name in config.optim}
+  settings = {name: config.optim[name] for name in names}
   return make_schedule(**settings, total_steps=config.total_steps)
 
 
 def dit_settings(config, *, latent_channels: int, text: dict) -> dict:
   """Arguments of `DiT` that config, VAE and text encoder decide together."""
   pt, ph, pw = config.model.patch
-  names = ("width", "depth", "heads", "mlp", "mlp_ratio", "dtype", "zero_init")
   return dict(
-    {name: config.model[name] for name in names},
+    {name: config.model[name] for name in DIT_SETTINGS},
     patch_dim=latent_channels * pt * ph * pw,
     state_width=text["width"],
     vocabulary=text["vocabulary"],
@@ -200,7 +211,10 @@ def flop_settings(settings: dict) -> dict:
   names = ("width", "depth", "patch_dim", "state_width")
   hidden = mlp_hidden(settings["width"], settings["mlp_ratio"], settings["mlp"])
   return dict(
-    {name: settings[name] for name in names}, hidden=hidden, gated=settings["mlp"] == "swiglu"
+    {name: settings[name] for name in names},
+    hidden=hidden,
+    gated=settings["mlp"] == "swiglu",
+    pooled=settings["pooled_caption"],
   )
 
 

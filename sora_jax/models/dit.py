@@ -1,5 +1,8 @@
 """The diffusion transformer: one stream of caption tokens and patches, a noise level per token."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from data_pipeline.errors import BadInput
 from sora_jax.nn.block import Block, modulate
-from sora_jax.nn.embed import CaptionEmbedding, LevelEmbedding
+from sora_jax.nn.embed import EXACT, CaptionEmbedding, CaptionPool, LevelEmbedding
 from sora_jax.nn.gather import gather_rows
 from sora_jax.nn.rope import fourier_features, rotary_angles
 from sora_jax.typed import Array, Float, typed
@@ -16,14 +19,14 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "block")
 POSITION_FEATURES = 64
 
-# Where parameters lie: the larger side of each kernel in shards, vectors whole. Stacked layers lead
+# Where parameters lie: kernels in shards of the model's width, vectors whole. Stacked layers lead
 # with depth.
-_DENSE = r"(level/(into|out)|modulation|head_modulation|caption/states|position)"
+_DENSE = r"((level|pool)/(into|out)|modulation|head_modulation|caption/states|position)"
 RULES = (
   (r"blocks/attention/qkv/kernel|blocks/mlp/into/kernel", PartitionSpec(None, "fsdp", "tensor")),
   (r"blocks/attention/out/kernel|blocks/mlp/out/kernel", PartitionSpec(None, "tensor", "fsdp")),
   (r"blocks/(attention/norm_[qk]/scale|mlp/(into|out)/bias|table)", PartitionSpec()),
-  (rf"{_DENSE}/kernel", PartitionSpec("fsdp")),
+  (rf"{_DENSE}/kernel", PartitionSpec(None, "fsdp")),
   (r"(patches|head)/kernel|caption/(null|table)", PartitionSpec()),
   (rf"{_DENSE}/bias|(patches|head)/bias", PartitionSpec()),
 )
@@ -37,6 +40,7 @@ class DiT(nnx.Module):
     width, depth, heads: of the transformer; width/heads is the head dimension.
     mlp: "gelu" or "swiglu"; `mlp_ratio` its hidden width over `width` (SwiGLU at equal parameters).
     state_width: k of the caption token states, 0 to embed `vocabulary` token ids.
+    pooled_caption: the modulation also knows a mean over the segment's caption tokens.
     dtype: of matrix products, "float32" or "bfloat16"; parameters, norms, modulation are float32.
     zero_init: zero gates and head (a new model is the identity and predicts 0); False draws them,
       which parity tests need.
@@ -53,12 +57,18 @@ class DiT(nnx.Module):
     mlp_ratio,
     state_width,
     vocabulary,
+    pooled_caption,
     dtype,
     zero_init,
     rngs: nnx.Rngs,
   ):
     if dtype not in DTYPES:
       raise BadInput(f"dit: dtype={dtype!r} is not one of {sorted(DTYPES)}.")
+    if min(width, depth, heads) < 1 or not 0 < mlp_ratio < math.inf:
+      raise BadInput(
+        f"dit: width={width}, depth={depth}, heads={heads} must be at least 1, "
+        f"mlp_ratio={mlp_ratio} above 0. Correct the config's model."
+      )
     self.head_dim, self.dtype = width // heads, DTYPES[dtype]
     gates = nnx.initializers.zeros_init() if zero_init else nnx.initializers.normal(0.02)
     self.patches = nnx.Linear(patch_dim, width, dtype=self.dtype, rngs=rngs)
@@ -67,13 +77,15 @@ class DiT(nnx.Module):
     )
     self.position = nnx.Linear(POSITION_FEATURES, width, dtype=self.dtype, rngs=rngs)
     self.level = LevelEmbedding(width, rngs=rngs)
-    self.modulation = nnx.Linear(width, 6 * width, kernel_init=gates, rngs=rngs)
+    self.pool = CaptionPool(width, dtype=self.dtype, rngs=rngs) if pooled_caption else None
+    exact: dict[str, Any] = dict(kernel_init=gates, precision=EXACT, rngs=rngs)
+    self.modulation = nnx.Linear(width, 6 * width, **exact)
     make_block = lambda r: Block(  # noqa: E731
       width, heads, mlp=mlp, mlp_ratio=mlp_ratio, dtype=self.dtype, zero_init=zero_init, rngs=r
     )
     self.blocks = nnx.vmap(make_block, axis_size=depth)(rngs.split(depth))
-    self.head_modulation = nnx.Linear(width, 2 * width, kernel_init=gates, rngs=rngs)
-    self.head = nnx.Linear(width, patch_dim, kernel_init=gates, rngs=rngs)
+    self.head_modulation = nnx.Linear(width, 2 * width, **exact)
+    self.head = nnx.Linear(width, patch_dim, **exact)
 
   @typed
   def __call__(
@@ -97,7 +109,10 @@ class DiT(nnx.Module):
       is_caption, gather_rows(caption, batch["text_index"]), self.patches(z.astype(self.dtype))
     )
     x = x + self.position(fourier_features(batch["position"], POSITION_FEATURES).astype(self.dtype))
-    condition = nnx.silu(self.level(t))
+    condition = self.level(t)
+    if self.pool is not None:
+      condition += self.pool(caption, batch["text_index"], batch["segment"], t.shape[1])
+    condition = nnx.silu(condition)
     angles = rotary_angles(batch["position"], self.head_dim)
     attend_here = lambda q, k, v: attend(q, k, v, batch["segment"])  # noqa: E731
     x = self._run_blocks(

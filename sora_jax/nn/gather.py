@@ -23,7 +23,13 @@ def _take_forward(values, index):
 def _take_backward(residual, gradient):
   index, size = residual
   one_hot = jax.nn.one_hot(index, size, dtype=gradient.dtype)  # a negative index gives zeros
-  total = jnp.einsum("bnu,bnd->bud", one_hot, gradient, preferred_element_type=jnp.float32)
+  total = jnp.einsum(
+    "bnu,bnd->bud",
+    one_hot,
+    gradient,
+    preferred_element_type=jnp.float32,
+    precision=jax.lax.Precision.HIGHEST,
+  )
   return total.astype(gradient.dtype), None
 
 

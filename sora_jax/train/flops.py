@@ -22,6 +22,7 @@ def dit_forward_flops(
   gated: bool,
   patch_dim: int,
   state_width: int,
+  pooled: bool,
 ) -> float:
   """One forward pass of the DiT.
 
@@ -30,10 +31,11 @@ def dit_forward_flops(
     squares: Σ (tokens of a segment)².
     hidden: width of the MLP's inner layer; `gated` if it has two of them (SwiGLU).
     state_width: k; 0 when caption tokens are looked up.
+    pooled: caption tokens pass the layer of the pooled caption too.
   """
   linear = depth * (4 * width**2 + (3 if gated else 2) * width * hidden)
   attention = depth * 2 * width * squares  # q·k and weights·v
-  ends = patches * 2 * width * patch_dim + captions * width * state_width
+  ends = patches * 2 * width * patch_dim + captions * width * (state_width + pooled * width)
   return 2 * (linear * (patches + captions) + attention + ends)
 
 

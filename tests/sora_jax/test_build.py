@@ -47,7 +47,8 @@ def test_refuses_a_prediction_that_no_network_makes():
 
 def test_widths_come_from_latents_and_text():
   model = dict(width=64, depth=2, heads=2, mlp="gelu", mlp_ratio=4.0, dtype="float32")
-  config = ConfigDict(dict(model=model | dict(zero_init=True, patch=(2, 3, 1))))
+  model |= dict(pooled_caption=True, zero_init=True, patch=(2, 3, 1))
+  config = ConfigDict(dict(model=model))
   text = describe(load_text_encoder("bytes", None))
   settings = build.dit_settings(config, latent_channels=5, text=text)
   assert settings["patch_dim"] == 5 * 2 * 3 * 1 and settings["state_width"] == text["width"] == 0
@@ -57,7 +58,8 @@ def test_widths_come_from_latents_and_text():
 
 def test_optimizer_keeps_the_decay_of_the_average_apart():
   settings = dict(name="adamw", lr=0.1, schedule="constant", warmup_steps=0, ema_decay=0.75)
-  settings |= dict(min_lr_ratio=0.0, weight_decay=0.0, b1=0.9, b2=0.9, eps=1e-8, clip_norm=1.0)
+  settings |= dict(decay_steps=0, min_lr_ratio=0.0, weight_decay=0.0, clip_norm=1.0)
+  settings |= dict(b1=0.9, b2=0.9, eps=1e-8)
   config = ConfigDict(dict(optim=settings, total_steps=10))
   optimizer, decay = build.build_optimizer(config)
   assert decay == 0.75 and hasattr(optimizer, "update")
