@@ -21,8 +21,9 @@ def optimizer(lr: float, warmup_steps: int, **changes) -> dict:
   settings = dict(
     name="adamw",
     lr=lr,
-    schedule="cosine",
+    schedule="cosine",  # or constant, or wsd, which falls over the last decay_steps
     warmup_steps=warmup_steps,
+    decay_steps=0,
     min_lr_ratio=0.01,
     b1=0.9,
     b2=0.95,

@@ -28,6 +28,7 @@ def world(clips: int) -> dict:
     formats=FORMATS,
     held_out_fraction=0.08,
     backgrounds=("solid", "gradient"),
+    sizes=("large",),  # at 32x32 this VAE draws every small shape as a circle
     families=dict(drift=1.0, fall=0.0, collide=0.0, occlude=0.0, ramp=0.0),
   )
 
@@ -46,7 +47,7 @@ def vae() -> ConfigDict:
     dtype="float32",
   )
   c.data = dict(
-    path="runs/demo/clips", frames=9, height=32, width=32, rows=8, threads=2, prefetch=4
+    path="runs/demo/clips", frames=9, height=32, width=32, rows=8, threads=2, prefetch=16
   )
   c.loss = dict(kl_weight=1e-3, terms=dict(l2=10.0))
   c.optim = common.optimizer(lr=5e-3, warmup_steps=20)
@@ -57,7 +58,7 @@ def vae() -> ConfigDict:
 
 def dit() -> ConfigDict:
   """Text-to-video transformer on the VAE's latents."""
-  c = common.base(total_steps=680)
+  c = common.base(total_steps=800)
   c.world = world(4000)
   c.data = dict(
     path="runs/demo/latents",
@@ -78,6 +79,7 @@ def dit() -> ConfigDict:
     patch=(1, 2, 2),
     mlp="swiglu",
     mlp_ratio=4.0,
+    pooled_caption=True,
     dtype="float32",
     prediction="clean",
     zero_init=True,
@@ -85,7 +87,7 @@ def dit() -> ConfigDict:
     remat="none",
   )
   c.diffusion = dict(
-    density=dict(name="logit_normal", mean=0.8, std=1.0, base_tokens=12, shift_exponent=0.0),
+    density=dict(name="logit_normal", mean=1.2, std=1.0, base_tokens=12, shift_exponent=0.0),
     weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
@@ -98,7 +100,7 @@ def dit() -> ConfigDict:
     height=32,
     fps=8.0,
     steps=16,
-    guidance=3.0,
+    guidance=4.0,
     solver="euler",
     shift=1.0,
     rows=32,

@@ -33,6 +33,7 @@ def world(clips: int) -> dict:
     formats=FORMATS,
     held_out_fraction=0.02,
     backgrounds=("solid", "gradient", "checker", "stripes", "noise"),
+    sizes=("small", "large"),
     families=dict(drift=2.0, fall=1.0, collide=1.0, occlude=1.0, ramp=1.0),
   )
 
@@ -83,6 +84,7 @@ def dit() -> ConfigDict:
     patch=(1, 2, 2),
     mlp="swiglu",
     mlp_ratio=4.0,
+    pooled_caption=True,
     dtype="bfloat16",
     prediction="clean",
     zero_init=True,

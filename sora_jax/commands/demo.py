@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from data_pipeline.errors import BadInput
 from sora_jax.commands.entry import run_command
 from sora_jax.commands.options import make_folder, make_parser
@@ -75,10 +77,11 @@ def stages(out: Path):
 
 
 class Stopwatch:
-  """Seconds of each stage, summed over the sessions that it took, and the peak of memory.
+  """Seconds and commits of each stage over the sessions that it took, and the peak of memory.
 
-  Kept in a file: {"stages": {name: {"seconds", "done"}}, "peak_rss_gib"}. A stage that is done only
-  checks and reuses when it is run again; that adds nothing.
+  Kept in a file: {"stages": {name: {"seconds", "sessions", "cut_off", "commits", "done"}},
+  "peak_rss_gib"}. A stage that is done only checks and reuses when it is run again; that adds
+  nothing. A session killed outright leaves no time: it is counted in `cut_off`.
   """
 
   def __init__(self, path: Path):
@@ -90,7 +93,13 @@ class Stopwatch:
 
   @contextmanager
   def __call__(self, name: str) -> Iterator[None]:
-    stage = self._kept["stages"].setdefault(name, {"seconds": 0.0, "done": False})
+    fresh = {"seconds": 0.0, "sessions": 0, "cut_off": 0, "commits": [], "done": False}
+    stage = self._kept["stages"].setdefault(name, fresh)
+    if not stage["done"]:
+      stage["sessions"] += 1
+      stage["cut_off"] += 1  # until it ends
+      stage["commits"] = sorted({*stage["commits"], commit()})
+      self._keep()
     begin, ended = time.perf_counter(), False
     try:
       yield
@@ -98,16 +107,31 @@ class Stopwatch:
     finally:
       if not stage["done"]:
         stage["seconds"] = round(stage["seconds"] + time.perf_counter() - begin, 1)
+        stage["cut_off"] -= 1
         stage["done"] = ended
-      rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-      self._kept["peak_rss_gib"] = max(self._kept["peak_rss_gib"], rss)
-      with replacing(self._path) as temporary:
-        temporary.write_text(json.dumps(self._kept) + "\n", encoding="utf-8")
+      self._keep()
+
+  def _keep(self) -> None:
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    self._kept["peak_rss_gib"] = max(self._kept["peak_rss_gib"], rss)
+    with replacing(self._path) as temporary:
+      temporary.write_text(json.dumps(self._kept) + "\n", encoding="utf-8")
 
   @property
   def peak_rss_gib(self) -> float:
     """Largest resident memory of any session."""
     return self._kept["peak_rss_gib"]
+
+  @property
+  def commits(self) -> str:
+    """Of the code that ran the stages: one, or all of them if it changed in between."""
+    stages = self._kept["stages"].values()
+    return ", ".join(sorted({commit for stage in stages for commit in stage["commits"]}))
+
+  @property
+  def cut_off(self) -> int:
+    """Sessions whose seconds are missing, because they were killed outright."""
+    return sum(stage["cut_off"] for stage in self._kept["stages"].values())
 
   def total(self) -> dict:
     """Seconds by stage, the installation included where it was timed, and their total."""
@@ -120,28 +144,30 @@ class Stopwatch:
 def collect_metrics(out: Path, result: dict, seconds: Stopwatch) -> dict:
   """What `metrics.json` holds."""
   vae, dit = read_metrics(out / "vae"), read_metrics(out / "dit")
-  training = [line for line in dit if "tokens_per_second" in line]
-  psnr = next(line["held_out_psnr_db"] for line in reversed(vae) if "held_out_psnr_db" in line)
-  held_out = [line for line in dit if "held_out_loss" in line]
   metrics = {
     "adherence": result["adherence"],
     "seconds": seconds.total(),
-    "vae": {"psnr_db": psnr},
+    "cut_off_sessions": seconds.cut_off,
+    "vae": {
+      "steps": vae[-1]["step"],
+      "psnr_db": vae[-1]["held_out_psnr_db"],  # the last step is always evaluated
+      "data_wait_fraction": waited(vae),
+    },
     "dit": {
       "steps": dit[-1]["step"],
       "loss": dit[-1]["loss"],
-      "held_out_loss": held_out[-1]["held_out_loss"],
+      "held_out_loss": dit[-1]["held_out_loss"],
       "tokens_seen": dit[-1]["tokens_seen"],
       "clips_seen": dit[-1]["clips_seen"],
-      "tokens_per_second": median(training, "tokens_per_second"),
-      "model_gflops_per_second": median(training, "model_flops_per_second") / 1e9,
-      "data_wait_fraction": median(training, "data_wait_fraction"),
+      "tokens_per_second": median(dit, "tokens_per_second"),
+      "model_gflops_per_second": median(dit, "model_flops_per_second") / 1e9,
+      "data_wait_fraction": waited(dit),
     },
     "samples": len(result["samples"]),
     "sampler": result["sampler"],
     "hardware": hardware(),
     "peak_rss_gib": seconds.peak_rss_gib,
-    "commit": commit(),
+    "commit": seconds.commits,
   }
   (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
   return metrics
@@ -150,6 +176,13 @@ def collect_metrics(out: Path, result: dict, seconds: Stopwatch) -> dict:
 def median(lines: list[dict], key: str) -> float:
   values = sorted(line[key] for line in lines)
   return values[len(values) // 2]
+
+
+def waited(lines: list[dict]) -> float:
+  """Share of the time of all steps that was spent waiting for data."""
+  steps = np.diff([line["step"] for line in lines], prepend=0)
+  spent = steps * [line["step_seconds"] for line in lines]
+  return float(np.average([line["data_wait_fraction"] for line in lines], weights=spent))
 
 
 def hardware() -> dict:
@@ -237,7 +270,7 @@ def curves(out: Path) -> dict:
     ("VAE loss", "vae", "loss"),
     ("VAE PSNR (dB)", "vae", "held_out_psnr_db"),
     ("DiT loss", "dit", "loss"),
-    ("DiT loss", "dit", "held_out_loss"),
+    ("held-out loss (mean over t)", "dit", "held_out_loss"),
   ]
   return {
     f"{panel}/{key.replace('_', ' ')}": tuple(

@@ -18,7 +18,7 @@ COMMANDS = {
   "encode": "clip records to latent records",
   "train": "train a VAE or a DiT; resumes by itself",
   "sample": "make video from prompts",
-  "eval": "score a run: held-out loss, adherence to captions",
+  "eval": "score a run: do its samples follow their captions?",
   "inspect": "show what is in a run or a dataset",
   "demo": "all of it, from nothing to a measured video",
 }

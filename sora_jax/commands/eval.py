@@ -10,6 +10,7 @@ import numpy as np
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
+from data_pipeline.worlds import judge
 from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.progress import say, track
 from sora_jax.commands.run import open_run
@@ -56,14 +57,18 @@ def run(args) -> dict:
   result = measure_adherence(opened, Dataset.open(args.data, kind="clip"), args, out)
   if not args.json:
     for name, facts in result["adherence"].items():
-      low, high = facts["interval"]
-      say(
-        f"{name:10} {facts['score']:.3f} [{low:.3f}, {high:.3f}]  "
-        f"held out {facts['held_out']:.3f}  chance {facts['chance']:.3f}  "
-        f"ceiling {facts['ceiling']:.3f}, {facts['held_out_ceiling']:.3f}  "
-        f"p {facts['p_value']:.1e}"
-      )
+      say(f"{name:10} {show_score(facts, '')}\n  held out {show_score(facts, 'held_out')}")
   return result
+
+
+def show_score(facts: dict, group: str) -> str:
+  """A score with its 95 % interval, chance, ceiling and p-value, on one line."""
+  key = (lambda name: f"{group}_{name}") if group else (lambda name: name)
+  low, high = facts[key("interval")]
+  return (
+    f"{facts[group or 'score']:.3f} [{low:.3f}, {high:.3f}]  chance {facts[key('chance')]:.3f}  "
+    f"ceiling {facts[key('ceiling')]:.3f}  p {facts[key('p_value')]:.1e}"
+  )
 
 
 def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
@@ -82,7 +87,6 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
   if found is not None:
     say(f"eval: {out / 'scores.json'} answers this already")
     return found
-  (out / "scores.json").unlink(missing_ok=True)
   chosen = {
     group: choose_clips(clips, split, args.samples, look) for group, split in GROUPS.items()
   }
@@ -94,6 +98,7 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
     videos = opened.pipeline(requests, **size, settings=settings, rows=opened.config.sample.rows)
     files = [folder / f"{i:04d}.mp4" for i in range(len(records))]
     for path, video in zip(files, track(videos, f"sample {group}", len(files)), strict=True):
+      (out / "scores.json").unlink(missing_ok=True)  # not before what was asked has proved sound
       write_mp4(path, video, size["fps"], crf=CRF)
     attributes = [json.loads(record.attributes) for record in records]
     verdicts = judge_all([read_mp4(path)[0] for path in files], attributes)
@@ -129,6 +134,7 @@ def describe_question(opened, clips: Dataset, count: int, sampler: dict) -> dict
     "model": opened.config.model.to_dict(),
     "vae_fingerprint": pipeline.vae.fingerprint,
     "text": describe(pipeline.encoder),
+    "judge_version": judge.VERSION,
   }
   return json.loads(json.dumps(asked))
 

@@ -1,5 +1,7 @@
 """`sora inspect`: what is in a run or in a dataset."""
 
+from pathlib import Path
+
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.packing import PackSettings, plan_epoch
@@ -49,16 +51,11 @@ def run(args) -> dict:
   if args.workdir:
     facts = describe_run(args.workdir)
     if not args.json:
-      for key in (
-        "step",
-        "tokens_seen",
-        "clips_seen",
-        "parameters",
-        "params_sha256",
-        "ema_sha256",
-        "opt_sha256",
-      ):
+      for key in ("step", "tokens_seen", "clips_seen", "parameters", "cursor", "goodput"):
         say(f"{key:14} {facts[key]}")
+      for part in ("params", "ema", "opt"):
+        say(f"{part + '_sha256':14} {facts[part + '_sha256']}")
+      say(f"config         {Path(args.workdir) / 'config.json'}")
     return facts
   facts = describe_dataset(args.data)
   if args.slots:

@@ -90,7 +90,7 @@ def print_dataset(facts: dict, console: Console | None = None, rows: int = 12) -
   """Shows what `describe_dataset` found.
 
   Args:
-    facts: of `describe_dataset`; what a caller adds to them is not shown here.
+    facts: of `describe_dataset`, with `fill`, `imbalance` and `steps` where it was packed too.
     console: where; stderr when None.
     rows: most lines of a table; the rest is summed up in one.
   """
@@ -116,6 +116,10 @@ def _summary(facts: dict) -> list[tuple[str, str]]:
     ("captions", f"{captions['total']:,} ({captions['without']:,} clips without)"),
     ("bytes", f"{facts['bytes']:,}"),
   ]
+  if "fill" in facts:
+    lines.append(("fill", f"{100 * facts['fill']:.2f} %"))
+    lines.append(("imbalance", f"{100 * facts['imbalance']:.2f} %"))
+    lines.append(("steps an epoch", f"{facts['steps']:,}"))
   if facts["kind"] == "clip":
     amounts = [("pixels", f"{facts['pixels']:,}"), ("seconds", f"{facts['seconds']:,.1f}")]
   else:

@@ -122,18 +122,34 @@ def _overridden(words):
 
 
 def _check_tuples(config, words, path):
-  """Compares the kinds of entries with the default tuple: ml_collections takes any literal."""
+  """Compares tuples with those of the file, entry by entry: ml_collections takes any literal."""
   changed = flatten(config.to_dict())
   known = _known_keys(path)
   for key in _overridden(words):
     value, default = changed[key], known[key]
-    if isinstance(default, tuple) and not _kinds(value) <= _kinds(default) | {int}:
+    if isinstance(default, tuple) and not _is_like(value, default):
       raise BadInput(f"config: {key}={value!r} is of another kind than {default!r} ({path}).")
 
 
-def _kinds(value) -> set[type]:
-  """Types of the leaves of nested tuples."""
-  return set().union(*map(_kinds, value)) if isinstance(value, tuple) else {type(value)}
+def _is_like(value, default) -> bool:
+  """Whether a tuple has entries of the default's kinds; its own length is free.
+
+  Entries that are tuples themselves agree with the default's first one in length and place by
+  place.
+  """
+  if isinstance(default[0], tuple):
+    return all(
+      isinstance(entry, tuple)
+      and len(entry) == len(default[0])
+      and all(_is_kind(one, type(like)) for one, like in zip(entry, default[0], strict=True))
+      for entry in value
+    )
+  return all(any(_is_kind(entry, type(like)) for like in default) for entry in value)
+
+
+def _is_kind(value, kind: type) -> bool:
+  """An integer is a float too, but not the other way round."""
+  return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _known_keys(path):

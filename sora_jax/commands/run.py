@@ -15,7 +15,7 @@ from sora_jax.models.dit import DiT
 from sora_jax.models.frozen_vae import load_frozen_vae
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_frozen_text_encoder
-from sora_jax.train.session import read_weights, replace_params
+from sora_jax.train.weights import read_weights, replace_params
 
 
 class Run(NamedTuple):
@@ -24,6 +24,30 @@ class Run(NamedTuple):
   config: Any
   step: int
   pipeline: Pipeline
+
+
+def read_config(folder: Path) -> ConfigDict:
+  """The config that a DiT was trained with, as this version knows it.
+
+  Raises:
+    BadInput: damaged, of another kind of model, or of a version with other settings.
+  """
+  path = folder / "config.json"
+  try:
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    model = saved["model"]["name"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise BadInput(f"run: {path} is damaged ({error!r}). Copy the run again.") from error
+  if model != "dit":
+    raise BadInput(f"--workdir={folder} is a run of a {model}. Give the workdir of a DiT.")
+  lacking = [name for name in build.DIT_SETTINGS if name not in saved["model"]]
+  lacking += [name for name in ("data", "diffusion", "sample") if name not in saved]
+  if lacking:
+    raise BadInput(
+      f"run: {path} lacks {', '.join(lacking)}: another version of sora_jax trained it. "
+      "Sample with that version, or train anew."
+    )
+  return ConfigDict(saved)
 
 
 def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
@@ -41,11 +65,7 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
     raise BadInput(
       f"--workdir={workdir} holds no run (no config.json). Give a workdir of sora train."
     )
-  saved = json.loads((folder / "config.json").read_text())
-  model = saved["model"]["name"]
-  if model != "dit":
-    raise BadInput(f"--workdir={workdir} is a run of a {model}. Give the workdir of a DiT.")
-  config = ConfigDict(saved)
+  config = read_config(folder)
   vae = load_frozen_vae(folder / "frozen" / "vae")
   encoder = load_frozen_text_encoder(folder / "frozen" / "text")
   text = describe(encoder)

@@ -26,13 +26,14 @@ def parser():
   what.add_argument("--prompts", metavar="FILE", help="a caption a line; --out is then a folder")
   p.add_argument("--negative-prompt", default="", help="caption to guide away from")
   p.add_argument("--out", required=True, help="MP4 file, or with --prompts a folder for 0000.mp4 …")
-  p.add_argument("--seconds", type=float, help="length; 0 makes a single frame")
-  p.add_argument("--size", metavar="WxH", help="pixels")
-  p.add_argument("--fps", type=float, help="frames a second")
-  p.add_argument("--steps", type=int, help="solver steps")
-  p.add_argument("--guidance", type=float, help="scale s of u + s(c-u); 1 is no guidance")
-  p.add_argument("--solver", help="euler or heun")
-  p.add_argument("--shift", type=float, help="of the solver's times towards noise; 1 is none")
+  how = p.add_argument_group("size and sampler", "what is not given is the run's config.sample")
+  how.add_argument("--seconds", type=float, help="length; 0 makes a single frame")
+  how.add_argument("--size", metavar="WxH", help="pixels")
+  how.add_argument("--fps", type=float, help="frames a second")
+  how.add_argument("--steps", type=int, help="solver steps")
+  how.add_argument("--guidance", type=float, help="scale s of u + s(c-u); 1 is no guidance")
+  how.add_argument("--solver", help="euler or heun")
+  how.add_argument("--shift", type=float, help="of the solver's times towards noise; 1 is none")
   p.add_argument("--seed", type=int, default=0, help="same seed, same file")
   p.add_argument("--step", type=int, help="checkpoint; default: the newest")
   p.add_argument("--weights", default="ema", help="ema (default) or params")
@@ -98,6 +99,6 @@ def choose_settings(args, defaults) -> tuple[dict, Settings]:
 def parse_size(text: str) -> tuple[int, int]:
   """ "640x480" to (640, 480)."""
   width, _, height = text.lower().partition("x")
-  if not (width.isdigit() and height.isdigit()):
+  if not (width.isdecimal() and height.isdecimal()):
     raise BadInput(f"sample: --size={text} is not WIDTHxHEIGHT. Give for example --size=64x48.")
   return int(width), int(height)

@@ -20,7 +20,8 @@ Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 Metrics = Mapping[str, Any]
 
 MARKS = {True: ("yes", "✓"), False: ("no", "✗"), None: ("open", "–")}
-SHARES = {"score", "chance", "ceiling", "held_out", "interval", "held_out_interval"}
+SHARES = {"score", "chance", "ceiling", "held_out", "interval"}
+SHARES |= {f"held_out_{name}" for name in ("interval", "chance", "ceiling")}
 SMOOTHED_FROM = 100  # points; longer lines are drawn faintly under their running mean
 
 
@@ -147,7 +148,7 @@ def plot_curves(path: str | Path, curves: Curves) -> None:
   Args:
     path: PNG to write.
     curves: "panel/line" -> (x, y) of equal lengths. Lines of one panel share its axes; the y axis
-      is logarithmic where all of a panel's values are positive.
+      of a loss is logarithmic where all of its values are positive.
   Raises:
     BadInput: `path` cannot be written.
   """
@@ -172,9 +173,9 @@ def draw_panel(axes: Axes, title: str, lines: Curves) -> None:
       axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
       x, y = running_mean(x, y, len(x) // 50)
     axes.plot(x, y, color=colour, linewidth=1.6, marker="o" if few else None, ms=3, label=name)
-  if all(np.all(np.asarray(y) > 0) for _, y in lines.values()):
+  if "loss" in title and all(np.all(np.asarray(y) > 0) for _, y in lines.values()):
     axes.set_yscale("log")
-  axes.set(title=title, xlabel="step", ylabel="loss")
+  axes.set(title=title, xlabel="step")
   axes.spines[["top", "right"]].set_visible(False)
   axes.grid(alpha=0.25, which="both", linewidth=0.5)
   axes.legend(frameon=False, fontsize=8)

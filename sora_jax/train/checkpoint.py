@@ -19,7 +19,7 @@ from orbax.checkpoint import args as ocp_args
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import named_leaves
-from sora_jax.train.hashes import checksums
+from sora_jax.train.hashes import checksums, host_checksums
 from sora_jax.train.state import Progress, State
 from sora_jax.train.stop import DiskFull
 
@@ -197,7 +197,7 @@ class Checkpoints:
         path, args=ocp_args.PyTreeRestore(item=shapes, restore_args=ask, partial_restore=True)
       )
       got = self._manager.restore(step, args=ocp_args.Composite(meta=ocp_args.JsonRestore()))
-      _compare(checksums(state), got["meta"]["checksums"])
+      _compare(host_checksums(state), got["meta"]["checksums"])
     return state
 
   def wait(self) -> None:

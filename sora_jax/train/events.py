@@ -5,6 +5,8 @@ import os
 import time
 from pathlib import Path
 
+from sora_jax.train.stop import DiskFull, naming_full_disk
+
 
 class Events:
   """Appends one JSON object per event: `event`, `time` (Unix seconds) and what the caller adds.
@@ -16,20 +18,27 @@ class Events:
     path = Path(workdir) / "events.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-    self._file = path.open("a", buffering=1)
+    self._file = path.open("ab", buffering=0)  # a line that found no room must not come later
     if not whole:  # a kill cut the last line off: the next one must not grow onto it
-      self._file.write("\n")
+      self._file.write(b"\n")
 
   def __call__(self, event: str, **facts) -> None:
-    self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **facts})
+    with naming_full_disk(self._file.name):
+      self._file.write(f"{line}\n".encode())
 
   def __enter__(self):
     self("start", pid=os.getpid())
     return self
 
   def __exit__(self, kind, error, _):
-    self("stop", reason="done" if kind is None else kind.__name__)
-    self._file.close()
+    try:
+      self("stop", reason="done" if kind is None else kind.__name__)
+    except DiskFull:
+      if kind is None:  # else what ends the session says more
+        raise
+    finally:
+      self._file.close()
 
 
 def goodput(workdir) -> dict:

@@ -13,7 +13,8 @@ from sora_jax.train.stop import Preempted, check_finite
 
 
 class Hook(NamedTuple):
-  """An evaluation every `steps` steps: `run(step, state)` returns values for the step's metrics.
+  """An evaluation every `steps` steps, and of the last: `run(step, state)` returns values for the
+  step's metrics.
 
   It runs between two steps and must not keep the state: the next step donates it.
   """
@@ -47,7 +48,8 @@ def fit(
     state: fresh or restored; its buffers are donated.
     frozen: what the step reads and never changes.
     batches: endless iterator of host batches; `.cursor` is the JSON-able position after the last.
-    step_fn: `(state, frozen, batch) -> (state, metrics)` with `loss` and `grad_norm`; donates.
+    step_fn: `(state, frozen, batch) -> (state, metrics)` with `loss`, `grad_norm` and `param_norm`;
+      donates.
     total_steps: steps of the whole run, not of this call.
     log_steps, save_steps: how often to report and to save; the last step does both.
     put: host batch -> device arrays, without waiting.
@@ -61,7 +63,8 @@ def fit(
   Returns:
     The last state and its progress.
   Raises:
-    NotFinite: loss or gradient norm is not; nothing was saved since the last good checkpoint.
+    NotFinite: loss, gradients or parameters are not; nothing was saved since the last good
+      checkpoint.
     Preempted: `stop` said so, and the state is saved.
   """
   done = looked = saved = int(state.step)
@@ -73,7 +76,7 @@ def fit(
   for n in range(done + 1, total_steps + 1):
     # Step n runs on the devices from here on; meanwhile the next batch travels.
     last, leaving = n == total_steps, stop(n)
-    due = [hook for hook in hooks if n % hook.steps == 0]
+    due = [hook for hook in hooks if last or n % hook.steps == 0]
     saving = last or leaving or n % save_steps == 0
     logging = last or bool(due) or n % log_steps == 0
     ahead = fed if last else feed.take()

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from data_pipeline.errors import BadInput
+from sora_jax.train.stop import naming_full_disk
 
 
 class Counts(NamedTuple):
@@ -104,7 +105,7 @@ class MetricsWriter:
   def __init__(self, workdir, *, total_steps: int, step: int = 0):
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    self._file = (folder / "metrics.jsonl").open("a", buffering=1)
+    self._file = (folder / "metrics.jsonl").open("ab", buffering=0)
     self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
     self._total = total_steps
     console = Console(stderr=True)
@@ -127,7 +128,8 @@ class MetricsWriter:
     On the board, which knows no lists, their items are `name/00`, `name/01`, ...
     """
     values = {key: _finite(value) for key, value in values.items()}
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    with naming_full_disk(self._file.name):
+      self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
     for key, value in values.items():
       for name, item in _name_items(key, value):
         if item is not None:

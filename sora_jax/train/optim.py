@@ -1,5 +1,6 @@
 """Optimiser, learning-rate schedules and the moving average of the parameters."""
 
+import math
 import re
 
 import jax
@@ -39,8 +40,8 @@ def make_schedule(
   schedule: str,
   warmup_steps: int,
   total_steps: int,
+  decay_steps: int,
   min_lr_ratio: float,
-  decay_steps: int = 0,
 ):
   """Learning rate as a function of the steps done.
 
@@ -133,13 +134,13 @@ def make_optimizer(
   schedule: str,
   warmup_steps: int,
   total_steps: int,
+  decay_steps: int,
   min_lr_ratio: float,
   weight_decay: float,
   b1: float,
   b2: float,
   eps: float,
   clip_norm: float | None,
-  decay_steps: int = 0,
 ) -> optax.GradientTransformation:
   """Clipping by the global norm (None: no clipping), then the named optimiser.
 
@@ -147,12 +148,17 @@ def make_optimizer(
   and leaves biases, norms and single tokens alone, see `decay_mask`.
 
   Raises:
-    BadInput: an unknown name, a schedule that does not fit, a rate or norm that is not positive.
+    BadInput: an unknown name, a schedule that does not fit, a number out of its range.
   """
   if name not in OPTIMIZERS:
     raise BadInput(f"optim: name={name!r} is not one of {', '.join(OPTIMIZERS)}.")
-  if lr <= 0 or (clip_norm is not None and clip_norm <= 0):
+  if not 0 < lr < math.inf or not (clip_norm is None or 0 < clip_norm < math.inf):
     raise BadInput(f"optim: lr={lr}, clip_norm={clip_norm} must be positive.")
+  if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps > 0 and 0 <= weight_decay < math.inf):
+    raise BadInput(
+      f"optim: b1={b1}, b2={b2} must lie in [0, 1), eps={eps} above 0, "
+      f"weight_decay={weight_decay} at 0 or above."
+    )
   rate = make_schedule(
     lr=lr,
     schedule=schedule,
@@ -183,9 +189,11 @@ def advance(state: State, gradients, optimizer, *, ema_decay: float) -> tuple[St
   """One optimiser step; pure, to be called under jit.
 
   Returns:
-    The next state, and `grad_norm`: the global L2 norm of the gradients before clipping.
+    The next state, and global L2 norms: `grad_norm` of the gradients before clipping, `param_norm`
+    of the parameters after the update (not finite when the update was not).
   """
   updates, opt = optimizer.update(gradients, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = ema_update(state.ema, params, ema_decay, state.step)
-  return State(state.step + 1, params, ema, opt), {"grad_norm": optax.tree.norm(gradients)}
+  norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
+  return State(state.step + 1, params, ema, opt), norms

@@ -1,6 +1,7 @@
 """What may change when a run resumes, and what may not."""
 
 import fnmatch
+import itertools
 import json
 import os
 import platform
@@ -27,6 +28,9 @@ MAY_CHANGE = (
   "data.threads",
   "data.prefetch",
 )
+
+
+_SHOWN = 4  # settings that a refusal names; more would be another config altogether
 
 
 def environment() -> dict:
@@ -122,9 +126,12 @@ def check_config(saved: dict, now: dict) -> dict[str, tuple]:
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
   }
   if refused:
-    listed = "; ".join(f"{key}: {a} in the checkpoint, {b} now" for key, (a, b) in refused.items())
-    settings = ", ".join(f"{name}={a}" for name, (a, _) in refused.items() if a != "absent")
-    back = f", or set {settings}" if settings else ""
+    shown = dict(itertools.islice(refused.items(), _SHOWN))
+    listed = "; ".join(f"{key}: {a} in the checkpoint, {b} now" for key, (a, b) in shown.items())
+    if len(refused) > len(shown):
+      listed += f"; and {len(refused) - len(shown)} more settings"
+    settings = ", ".join(f"{name}={a}" for name, (a, _) in shown.items() if a != "absent")
+    back = f", or set {settings}" if settings and shown == refused else ""
     raise BadInput(f"resume: {listed}. Use a new --workdir{back}.")
   return changed
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.mesh import make_put
-from sora_jax.parallel.rules import Rules, named_leaves, path_name
+from sora_jax.parallel.rules import Rules
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.events import Events
 from sora_jax.train.loop import Hook, fit
@@ -22,7 +21,8 @@ from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
 from sora_jax.train.resume import check_config, check_resume, run_facts
 from sora_jax.train.state import Progress, State, abstract_state, init_state, state_shardings
 from sora_jax.train.step import make_step
-from sora_jax.train.stop import Sigterm
+from sora_jax.train.stop import Sigterm, naming_full_disk
+from sora_jax.train.weights import compare_origin, read_weights, replace_params
 
 
 class Task(NamedTuple):
@@ -36,6 +36,7 @@ class Task(NamedTuple):
     count: host batch -> `Counts`.
     hooks: evaluations.
     dataset_fingerprint: of the data trained on.
+    frozen: tree that the loss reads and no step changes, such as a perceptual network's weights.
     rate: steps done -> learning rate, for the log; None leaves it out.
   """
 
@@ -48,6 +49,7 @@ class Task(NamedTuple):
   count: Callable[[dict], Counts]
   hooks: Sequence[Hook]
   dataset_fingerprint: str
+  frozen: Any = {}
   rate: Callable | None = None
 
 
@@ -61,47 +63,7 @@ class Schedule(NamedTuple):
   keep_period_steps: int
 
 
-def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
-  """Parameters of another run by path name, as numpy arrays, and their step.
-
-  Args:
-    source: "RUN@STEP", or "RUN" for its newest checkpoint.
-    which: "ema" or "params".
-  Raises:
-    BadInput: no such run, step or kind of weights.
-  """
-  run, _, step = source.rpartition("@")
-  if not (run and step.isdigit()):
-    run, step = source, ""
-  folder = Path(run) / "checkpoints"
-  if which not in ("ema", "params"):
-    raise BadInput(f"weights: {which!r} is not one of ['ema', 'params'].")
-  if not folder.is_dir():
-    raise BadInput(f"weights: {source!r} names no run with checkpoints. Give RUN or RUN@STEP.")
-  with Checkpoints(folder, read_only=True) as checkpoints:
-    latest = checkpoints.latest_step()
-    if latest is None or (step and not (folder / step).is_dir()):
-      raise BadInput(f"weights: {source!r} is not saved in {folder} (newest: {latest}).")
-    found = int(step) if step else latest
-    return named_leaves(checkpoints.read(found, parts=(which,))[which]), found
-
-
-def replace_params(params, weights: dict[str, Any], source: str):
-  """The tree of `params` with the values of `weights`, which must have its names and shapes."""
-  wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(params).items()}
-  found = {name: tuple(leaf.shape) for name, leaf in weights.items()}
-  for name in sorted(wanted.keys() | found.keys()):
-    if wanted.get(name) != found.get(name):
-      raise BadInput(
-        f"weights: {source!r} holds {name}={found.get(name)}, this model has {wanted.get(name)}. "
-        "Start from a run of the same model, or set init_from=''."
-      )
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: jnp.asarray(weights[path_name(path)], leaf.dtype), params
-  )
-
-
-def start_state(task: Task, mesh, places: State, init_from: str, init_weights: str) -> State:
+def start_state(task: Task, places: State, init_from: str, init_weights: str) -> State:
   """A state at step 0: fresh parameters, or those of another run; the optimiser is always fresh."""
   if not init_from:
     return jax.jit(lambda: init_state(task.init(), task.optimizer), out_shardings=places)()
@@ -146,7 +108,8 @@ def lock(workdir: Path) -> Iterator[None]:
 def keep_config(workdir: Path, config: dict) -> None:
   """Writes `config.json`, whole at any moment."""
   partial = workdir / "config.json.partial"
-  partial.write_text(json.dumps(config, indent=1) + "\n")
+  with naming_full_disk(partial):
+    partial.write_text(json.dumps(config, indent=1) + "\n")
   os.replace(partial, workdir / "config.json")
 
 
@@ -175,18 +138,18 @@ def train(
   """Trains `task` in `workdir` to `schedule.total_steps`; goes on where an earlier session ended.
 
   Args:
+    workdir: `lock`ed by the caller.
     config: resolved, as plain values: kept in the workdir and in every checkpoint.
     init_from: see `read_weights`; read when the workdir has no checkpoint yet.
   Returns:
     The last state and its progress.
   Raises:
-    BadInput: the workdir is of another config or another dataset, or in use.
+    BadInput: the workdir is of another config or another dataset.
     Stop: not finite, disk full, or preempted (see `stop.py`).
   """
   shapes = jax.eval_shape(lambda: init_state(task.init(), task.optimizer))
   places = state_shardings(shapes, task.rules, mesh)
   with (
-    lock(workdir),
     Events(workdir) as events,
     Sigterm() as stop,
     Checkpoints(
@@ -195,17 +158,21 @@ def train(
       keep_period=schedule.keep_period_steps or None,
       events=events,
     ) as checkpoints,
+    contextlib.ExitStack() as stack,
   ):
     step = checkpoints.latest_step()
     cursor = None if step is None else checkpoints.describe(step)[0].cursor
     if step is not None:
       check_config(checkpoints.describe(step)[1]["config"], config)
-    batches = task.batches(cursor)
+    batches = stack.enter_context(contextlib.closing(task.batches(cursor)))
     facts = run_facts(
       config, dataset_fingerprint=task.dataset_fingerprint, plan_fingerprint=batches.fingerprint
     )
     if step is None:
-      state = start_state(task, mesh, places, init_from, init_weights)
+      keep_config(workdir, config)
+      if init_from:
+        warn_changes(compare_origin(init_from, workdir), events)
+      state = start_state(task, places, init_from, init_weights)
       progress = Progress(dict(batches.cursor))
     else:
       warn_changes(check_resume(checkpoints.describe(step)[1], facts), events)
@@ -221,7 +188,7 @@ def train(
     with MetricsWriter(workdir, total_steps=schedule.total_steps, step=int(state.step)) as report:
       return fit(
         state,
-        {},
+        task.frozen,
         batches,
         step_fn,
         total_steps=schedule.total_steps,

@@ -14,7 +14,7 @@ def make_step(loss_fn, optimizer, *, ema_decay: float):
     optimizer: of optax; gradient clipping is part of it.
     ema_decay: of the float32 average of the parameters.
   Returns:
-    The step. Its metrics are those of the loss plus `loss` and `grad_norm` (before clipping).
+    The step. Its metrics are those of the loss plus `loss` and the norms of `advance`.
   """
 
   def step(state: State, frozen, batch):

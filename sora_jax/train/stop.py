@@ -1,7 +1,10 @@
 """Why a run stops before its end, and the exit code of each reason."""
 
+import contextlib
+import errno
 import math
 import signal
+from collections.abc import Iterator
 
 
 class Stop(RuntimeError):
@@ -11,11 +14,25 @@ class Stop(RuntimeError):
 
 
 class NotFinite(Stop):
-  """Loss or gradients are not finite. Nothing is repaired, nothing of it is saved."""
+  """Loss, gradients or parameters are not finite: nothing is repaired, nothing of it saved."""
 
 
 class DiskFull(Stop):
-  """A checkpoint does not fit on the disk. The one before it stays whole."""
+  """No room on the disk for what has to be written. Checkpoints that were saved stay whole."""
+
+
+@contextlib.contextmanager
+def naming_full_disk(path) -> Iterator[None]:
+  """Turns "no space left" while `path` is written into `DiskFull`."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno != errno.ENOSPC:
+      raise
+    raise DiskFull(
+      f"train: {path} cannot be written, its disk is full (checkpoints saved are whole)."
+      " Make room and start again."
+    ) from error
 
 
 class Preempted(Stop):
@@ -53,7 +70,7 @@ class Sigterm:
 
 
 def check_finite(values: dict, *, first: int, last: int, saved: int) -> dict:
-  """Returns `values` if their `loss` and `grad_norm` are finite.
+  """Returns `values` if their `loss`, `grad_norm` and `param_norm` are finite.
 
   Args:
     values: metrics of step `last`.
@@ -62,10 +79,12 @@ def check_finite(values: dict, *, first: int, last: int, saved: int) -> dict:
   Raises:
     NotFinite: one is not; a bad step spoils those after it, so it lies in `first` to `last`.
   """
-  if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+  looked_at = {name: values[name] for name in ("loss", "grad_norm", "param_norm")}
+  if all(map(math.isfinite, looked_at.values())):
     return values
+  found = ", ".join(f"{name}={value}" for name, value in looked_at.items())
   raise NotFinite(
-    f"train: loss={values['loss']}, grad_norm={values['grad_norm']} in steps {first} to {last}."
+    f"train: {found} in steps {first} to {last}."
     f" Last good checkpoint: {f'step {saved}' if saved else 'none'}; nothing was saved after it."
     " Lower optim.lr or optim.clip_norm, or look at the data of those steps."
   )

@@ -45,6 +45,6 @@ def test_a_loss_that_is_not_finite_names_the_steps(sora, workdir, debug, monkeyp
   monkeypatch.setattr(session, "make_put", poison)
   done = sora("train", *debug.argv, f"--workdir={folder}")
   assert done.code == 1
-  assert last_line(done).startswith("sora train: loss=nan, grad_norm=nan ")
+  assert last_line(done).startswith("sora train: loss=nan, grad_norm=nan, param_norm=nan ")
   assert f"in steps {bad} to {bad}. Last good checkpoint: step {saved}" in last_line(done)
   assert hashes(sora, folder)["step"] == saved and read_metrics(folder)[-1]["step"] == bad - 1

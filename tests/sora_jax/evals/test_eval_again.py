@@ -54,7 +54,7 @@ def ask(clips, tmp_path, monkeypatch):
       sizes.append(size)
       return (np.zeros((2, 16, 16, 3), np.uint8) for _ in requests)
 
-  def measure(step=4, weight=1.0, seed=0, samples=2, guidance=None):
+  def measure(step=4, weight=1.0, seed=0, samples=2, **given):
     sampler = dict(seconds=9.0, width=1, height=1, fps=1.0, steps=2, guidance=3.0)
     sampler |= dict(solver="euler", shift=1.0, rows=2)
     config = ConfigDict({"sample": sampler, "model": {"name": "dit", "patch": (1, 2, 2)}})
@@ -64,7 +64,7 @@ def ask(clips, tmp_path, monkeypatch):
       sampler=SimpleNamespace(params={"w": np.array([weight])}),
     )
     args = dict.fromkeys(("size", "seconds", "fps", "steps", "solver", "shift"))
-    args = SimpleNamespace(**args, guidance=guidance, seed=seed, samples=samples)
+    args = SimpleNamespace(**(args | {"guidance": None} | given), seed=seed, samples=samples)
     opened = SimpleNamespace(config=config, step=step, pipeline=pipeline)
     before = len(sizes)
     result = eval_command.measure_adherence(opened, clips, args, tmp_path)
@@ -92,6 +92,19 @@ def test_samples_again_what_changed(ask, change):
   ask()
   assert len(ask(**change)[1]) == 2
   assert ask(**change)[1] == []
+
+
+def test_a_question_that_cannot_be_asked_loses_no_scores(ask, tmp_path):
+  first, _ = ask()
+  with pytest.raises(BadInput, match="fewer than samples=9999"):
+    ask(samples=9999)
+  assert (tmp_path / "scores.json").exists() and ask() == (first, [])
+
+
+def test_another_judge_judges_anew(ask, monkeypatch):
+  ask()
+  monkeypatch.setattr(eval_command.judge, "VERSION", 2)
+  assert len(ask()[1]) == 2
 
 
 def test_chooses_by_shape_rate_and_captions(clips):

@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -15,7 +16,7 @@ from sora_jax.parallel.mesh import make_mesh
 from sora_jax.parallel.rules import REPLICATED
 from sora_jax.train import checkpoint
 from sora_jax.train.checkpoint import Checkpoints
-from sora_jax.train.hashes import state_hashes
+from sora_jax.train.hashes import checksums, host_checksums, state_hashes
 from sora_jax.train.state import Progress, abstract_state, init_state, state_shardings
 from sora_jax.train.stop import DiskFull
 
@@ -137,7 +138,7 @@ def test_what_no_file_is_to_blame_for_passes_through(tmp_path, monkeypatch, erro
     raise error
 
   write(tmp_path, steps=1)
-  monkeypatch.setattr(checkpoint, "checksums", fail)
+  monkeypatch.setattr(checkpoint, "host_checksums", fail)
   with Checkpoints(tmp_path) as checkpoints, pytest.raises(type(error)) as caught:
     checkpoints.read(1)
   assert caught.value is error
@@ -182,3 +183,16 @@ def test_inspect_without_a_checkpoint(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   with pytest.raises(BadInput, match="holds no finished checkpoint"):
     describe_run(tmp_path)
+
+
+def test_sums_on_the_host_are_those_on_the_devices():
+  rng = np.random.default_rng(0)
+  tree = {
+    "matrix": rng.normal(size=(37, 5, 3)).astype(np.float32),
+    "half": jnp.asarray(rng.normal(size=(7, 9)), jnp.bfloat16),
+    "step": np.int32(-5),
+    "flags": np.array([True, False, True]),
+    "long": rng.integers(0, 2**32, 2**22 + 3, np.uint32),  # more than is summed at once
+  }
+  on_host = jax.tree.map(np.asarray, tree)
+  assert host_checksums(on_host) == checksums(tree)

@@ -42,14 +42,15 @@ class Reading:
 class Run:
   """A run whose every act is in `log`."""
 
-  def __init__(self, losses=lambda step: 1.0 / step):
-    self.log, self.lines, self.saved, self.losses = [], [], [], losses
+  def __init__(self, losses=lambda step: 1.0 / step, norms=lambda step: 1.0):
+    self.log, self.lines, self.saved, self.losses, self.norms = [], [], [], losses, norms
 
   def step(self, state, frozen, batch):
     step = int(state.step) + 1
     assert frozen == "frozen" and int(batch["x"]) == step
     self.log.append(("dispatch", step))
     metrics = {"loss": Reading(self.log, step, self.losses(step)), "grad_norm": np.float32(1)}
+    metrics["param_norm"] = np.float32(self.norms(step))
     return state._replace(step=jnp.int32(step)), metrics
 
   def put(self, batch):
@@ -122,7 +123,7 @@ def test_one_line_a_logged_step_with_counters_beyond_int32():
   for step, values in run.lines:
     assert values["loss"] == pytest.approx(1.0 / step)
     assert values["tokens_seen"] == step * 2**31 and values["clips_seen"] == step * 3
-    assert ("held_out_loss" in values) == (step % 3 == 0)
+    assert ("held_out_loss" in values) == (step in (3, 6, 8))  # the last step is evaluated too
     assert 0 <= values["data_wait_fraction"] <= 1 and values["step_seconds"] > 0
     ratio = values["tokens_per_second"] / values["clips_per_second"]
     assert ratio == pytest.approx(2**31 / 3)
@@ -153,11 +154,19 @@ def test_resumes_where_the_state_stands():
 
 def test_not_finite_stops_before_anything_is_saved():
   run = Run(losses=lambda step: 1.0 if step < 8 else float("nan"))
-  text = r"loss=nan, grad_norm=1.0 in steps 7 to 8\. Last good checkpoint: step 5"
+  text = r"loss=nan, grad_norm=1.0, param_norm=1.0 in steps 7 to 8\. Last good checkpoint: step 5"
   with pytest.raises(NotFinite, match=text) as caught:
     run.fit(20)
   assert caught.value.exit_code == 1
   assert [step for act, step in run.log if act == "save"] == [5]
+
+
+def test_an_update_that_is_not_finite_is_not_saved():
+  """Loss and gradient are those before the update: they are finite still."""
+  run = Run(norms=lambda step: float("nan") if step == 5 else 1.0)
+  with pytest.raises(NotFinite, match=r"param_norm=nan in steps 5 to 5\. .*checkpoint: none"):
+    run.fit(20, log_steps=1)
+  assert "save" not in dict(run.log)
 
 
 def test_not_finite_at_a_save_is_seen_there():

@@ -9,7 +9,8 @@ from data_pipeline.errors import BadInput
 from sora_jax.train.optim import advance, decay_mask, ema_update, make_optimizer, make_schedule
 from sora_jax.train.state import init_state
 
-RATE = dict(lr=1e-3, schedule="constant", warmup_steps=0, total_steps=0, min_lr_ratio=0.0)
+RATE = dict(lr=1e-3, schedule="constant", warmup_steps=0, total_steps=0)
+RATE |= dict(decay_steps=0, min_lr_ratio=0.0)
 RULE = dict(name="adamw", weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=1.0)
 SETTINGS = RATE | RULE
 
@@ -83,7 +84,8 @@ def test_gradient_norm_is_before_clipping_and_clipping_works():
   [(0, 0.25), (3, 1.0), (4, 1.0), (24, 0.1 + 0.9 * 0.75), (34, 0.55), (64, 0.1), (99, 0.1)],
 )
 def test_cosine(step, expected):
-  rate = make_schedule(lr=2.0, schedule="cosine", warmup_steps=4, total_steps=64, min_lr_ratio=0.1)
+  settings = RATE | dict(lr=2.0, schedule="cosine", warmup_steps=4, total_steps=64)
+  rate = make_schedule(**settings | dict(min_lr_ratio=0.1))
   assert float(rate(step)) == pytest.approx(2.0 * expected, rel=1e-5)
 
 
@@ -119,6 +121,10 @@ def test_ema_is_the_weighted_sum():
     (dict(name="adam"), "name='adam' is not one of adamw"),
     (dict(schedule="linear"), "schedule='linear' is not one of constant, cosine, wsd"),
     (dict(lr=0.0), "lr=0.0, .* must be positive"),
+    (dict(lr=float("nan")), "lr=nan, .* must be positive"),
+    (dict(clip_norm=float("inf")), "clip_norm=inf must be positive"),
+    (dict(b2=1.0), "b2=1.0 must lie in"),
+    (dict(eps=0.0), "eps=0.0 above 0"),
     (dict(schedule="cosine", warmup_steps=50, total_steps=50), "does not fit into total_steps=50"),
     (dict(schedule="wsd", decay_steps=60, total_steps=50), "does not fit into total_steps=50"),
   ],

@@ -120,8 +120,8 @@ class Batches:
     return {"x": np.random.RandomState(at).randn(8, 16).astype(np.float32)}
 
 optimizer = make_optimizer(
-  name="adamw", lr=1e-2, schedule="cosine", warmup_steps=5, total_steps=TOTAL, min_lr_ratio=0.0,
-  weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=1.0,
+  name="adamw", lr=1e-2, schedule="cosine", warmup_steps=5, total_steps=TOTAL, decay_steps=0,
+  min_lr_ratio=0.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=1.0,
 )
 
 def loss_fn(params, x):

@@ -1,5 +1,7 @@
 """A session on a toy task: another run's weights, resuming, and what a workdir refuses."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from sora_jax.parallel.mesh import make_mesh
 from sora_jax.parallel.rules import REPLICATED
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.metrics import Counts, read_metrics
-from sora_jax.train.session import Schedule, Task, check_workdir, read_weights, train
+from sora_jax.train.session import Schedule, Task, check_workdir, train
+from sora_jax.train.weights import compare_origin, read_weights
 
 STEPS, EVERY = 4, 2
 
@@ -175,3 +178,20 @@ def test_more_steps_are_allowed_and_said(trained, tmp_path, capsys):
   state, _ = run(tmp_path, config=config | {"total_steps": STEPS})
   assert int(state.step) == STEPS
   assert "train: resume: total_steps=4 was 2" in capsys.readouterr().err
+
+
+def test_weights_that_mean_something_else_are_named(tmp_path, capsys):
+  """Equal shapes, but latents of another VAE: allowed, and said."""
+  for name, vae in (("theirs", "a" * 64), ("ours", "b" * 64)):
+    folder = tmp_path / name / "frozen" / "vae"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"fingerprint": vae}))
+  config = {"seed": 0, "model": {"prediction": "clean"}}
+  run(tmp_path / "theirs", config=config)
+  run(tmp_path / "ours", total=0, config=config, init_from=str(tmp_path / "theirs"))
+  said = capsys.readouterr().err
+  assert "was trained with another VAE (aaaaaaaaaaaa, here bbbbbbbbbbbb)" in said
+  assert "text encoder" not in said and "prediction" not in said
+  (tmp_path / "ours" / "config.json").write_text(json.dumps({"model": {"prediction": "velocity"}}))
+  (line,) = compare_origin(f"{tmp_path / 'theirs'}@2", tmp_path / "ours")[1:]
+  assert "another prediction (clean, here velocity)" in line

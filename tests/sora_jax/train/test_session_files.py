@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
 from data_pipeline.errors import BadInput
+from sora_jax.train.events import Events
+from sora_jax.train.metrics import MetricsWriter
 from sora_jax.train.session import keep_config, lock, log_rate
 from sora_jax.train.state import State
+from sora_jax.train.stop import DiskFull
 
 HOLD = """
 import sys, time
@@ -58,3 +62,28 @@ def test_the_rate_logged_is_the_one_applied():
   new, metrics = log_rate(step, lambda done: 0.5 * done)(state, {}, {})
   assert metrics == {"loss": 1.0, "lr": 1.5} and int(new.step) == 4
   assert log_rate(step, None)(state, {}, {})[1] == {"loss": 1.0}
+
+
+def on_a_full_disk(monkeypatch):
+  """Files opened to append stand on a disk without room from now on."""
+  opened = Path.open
+  full = lambda path, mode="r", *a, **k: opened(  # noqa: E731
+    Path("/dev/full") if mode == "ab" else path, mode, *a, **k
+  )
+  monkeypatch.setattr(Path, "open", full)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
+def test_a_full_disk_is_named_and_hides_nothing(tmp_path, monkeypatch):
+  on_a_full_disk(monkeypatch)
+  with (
+    pytest.raises(DiskFull, match="cannot be written, its disk is full"),
+    MetricsWriter(tmp_path, total_steps=2) as report,
+  ):
+    report(1, {"loss": 1.0})
+  events = Events(tmp_path)
+  with pytest.raises(DiskFull, match="its disk is full"):
+    events("save")
+  with pytest.raises(ZeroDivisionError):  # what ended the session, not its last event
+    events.__exit__(ZeroDivisionError, None, None)
+    raise ZeroDivisionError
