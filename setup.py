@@ -19,6 +19,7 @@ BASE = [
   "array_record",
   "av",
   "beartype",
+  "etils",
   "flax",
   "grain",
   "jax",

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from sora_jax.train.metrics import Counts, Meter
 from sora_jax.train.state import Progress
 
@@ -20,6 +22,16 @@ class Fed(NamedTuple):
   arrays: Any
   counts: Counts
   progress: Progress
+
+
+def is_running(arrays: Any) -> bool:
+  """Whether a device has still to finish one of the arrays of a tree."""
+  leaves = jax.tree.leaves(arrays)
+  return any(isinstance(leaf, jax.Array) and not _is_ready(leaf) for leaf in leaves)
+
+
+def _is_ready(array: jax.Array) -> bool:
+  return array.is_ready()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Feed:
@@ -45,12 +57,18 @@ class Feed:
     self._batches, self._put, self._count = batches, put, count
     self._progress, self._meter = progress, meter
 
-  def take(self) -> Fed:
-    """The next batch."""
+  def take(self, in_flight: Any = None) -> Fed:
+    """The next batch.
+
+    Args:
+      in_flight: arrays that the devices are working on meanwhile. While one of them is not ready
+        when the batch is here, no device has waited for it.
+    """
     begin = time.perf_counter()
     batch = next(self._batches)
     cursor = dict(self._batches.cursor)  # a copy: the prefetch moves on before the state is saved
-    self._meter.waited(time.perf_counter() - begin)
+    if not is_running(in_flight):
+      self._meter.waited(time.perf_counter() - begin)
     counts = self._count(batch)
     seen = self._progress
     self._progress = Progress(

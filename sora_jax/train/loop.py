@@ -79,7 +79,7 @@ def fit(
     due = [hook for hook in hooks if last or n % hook.steps == 0]
     saving = last or leaving or n % save_steps == 0
     logging = last or bool(due) or n % log_steps == 0
-    ahead = fed if last else feed.take()
+    ahead = fed if last else feed.take(metrics)
     late = metrics
     if not (saving or due):  # nobody needs this state: the next step may have it before we look
       state, metrics = step_fn(state, frozen, ahead.arrays)

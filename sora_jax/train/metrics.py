@@ -45,7 +45,10 @@ class Meter:
     self._flops += counts.flops
 
   def waited(self, seconds: float) -> None:
-    """Time inside `next(batches)`: an upper bound of a device's wait, which has a step to run."""
+    """Time inside `next(batches)` by whose end no step was running: a device waited for the data.
+
+    An upper bound, since the step may have ended in the middle of it.
+    """
     self._wait += seconds
 
   def __enter__(self):

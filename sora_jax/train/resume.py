@@ -52,6 +52,24 @@ def environment() -> dict:
   }
 
 
+def warn_inexact(platform: str, flags: str) -> list[str]:
+  """A warning where a resumed run may differ in its last bits, whatever is compared.
+
+  On GPUs some of XLA's kernels add in no fixed order, and autotuning may choose others next time.
+
+  Args:
+    platform: of the devices, as `jax.default_backend()` says.
+    flags: the environment's XLA_FLAGS.
+  """
+  fixed = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true")
+  if platform not in ("gpu", "cuda", "rocm") or any(flag in flags.split() for flag in fixed):
+    return []
+  return [
+    "resume will not be exact to the bit on this GPU. Set XLA_FLAGS='--xla_gpu_deterministic_ops="
+    "true --xla_gpu_autotune_level=0' if it must be; training is then slower."
+  ]
+
+
 def run_facts(config: dict, *, dataset_fingerprint: str, plan_fingerprint: str) -> dict:
   """The facts of a run that each of its checkpoints keeps, as JSON gives them back.
 

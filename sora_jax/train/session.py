@@ -18,7 +18,7 @@ from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.events import Events
 from sora_jax.train.loop import Hook, fit
 from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
-from sora_jax.train.resume import check_config, check_resume, run_facts
+from sora_jax.train.resume import check_config, check_resume, run_facts, warn_inexact
 from sora_jax.train.state import Progress, State, abstract_state, init_state, state_shardings
 from sora_jax.train.step import make_step
 from sora_jax.train.stop import Sigterm, naming_full_disk
@@ -178,6 +178,7 @@ def train(
       warn_changes(check_resume(checkpoints.describe(step)[1], facts), events)
       state, progress, _ = checkpoints.restore(step, abstract_state(shapes, places))
       events("resume", step=step)
+    warn_changes(warn_inexact(jax.default_backend(), os.environ.get("XLA_FLAGS", "")), events)
     keep_config(workdir, config)
     cut_back(workdir, int(state.step))
     step_fn = jax.jit(

@@ -14,7 +14,7 @@ from data_pipeline.errors import BadInput
 from experiments import demo
 from sora_jax.commands.inspect_run import describe_run
 from sora_jax.train.metrics import read_metrics
-from sora_jax.train.resume import MAY_CHANGE, check_resume, flatten, run_facts
+from sora_jax.train.resume import MAY_CHANGE, check_resume, flatten, run_facts, warn_inexact
 
 CONFIG = {
   "total_steps": 100,
@@ -73,6 +73,13 @@ def test_what_is_learnt_may_not_and_every_change_is_listed():
 def test_a_new_setting_counts_as_a_change():
   with pytest.raises(BadInput, match="model.new: absent in the checkpoint, 1 now"):
     check_resume(run_facts(CONFIG, **FACTS), changed(model__new=1))
+
+
+def test_warns_where_no_flag_makes_sums_exact():
+  assert warn_inexact("cpu", "") == warn_inexact("tpu", "") == []
+  (line,) = warn_inexact("gpu", "--xla_gpu_autotune_level=0")
+  assert "not be exact to the bit" in line and "--xla_gpu_deterministic_ops=true" in line
+  assert warn_inexact("gpu", "--a --xla_gpu_deterministic_ops=true") == []
 
 
 @pytest.mark.parametrize("key, what", [("dataset", "dataset"), ("plan", "pack plan")])
