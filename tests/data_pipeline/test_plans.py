@@ -1,0 +1,79 @@
+"""Plans of epochs: made ahead of the reading, each once, and again where making one failed."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from data_pipeline import loader
+
+
+class SlowPlans:
+  """Makes plans of two steps of two rows; those of `slow` epochs only when they are let go."""
+
+  def __init__(self, slow=()):
+    self.let_go = {epoch: threading.Event() for epoch in slow}
+    self.made, self.threads = [], {}
+
+  def __call__(self, epoch):
+    self.threads[epoch] = threading.current_thread().name
+    if epoch in self.let_go:
+      assert self.let_go[epoch].wait(20)
+    self.made.append(epoch)
+    return SimpleNamespace(steps=2, bin=lambda i: (epoch, i))
+
+
+def open_bins(make_plan, kept=3):
+  return loader._Bins(loader._Plans(make_plan, kept), 0, rows=2, share=(0, 1))
+
+
+def test_an_epoch_is_read_while_the_next_is_planned():
+  make_plan = SlowPlans(slow=[1])
+  bins = open_bins(make_plan)
+  with ThreadPoolExecutor(4) as pool:
+    assert bins[0] == (0, 0)
+    beyond = [pool.submit(bins.__getitem__, i) for i in (4, 5)]  # epoch 1, which is not there yet
+    here = [pool.submit(bins.__getitem__, i) for i in range(4)]
+    assert [one.result(timeout=10) for one in here] == [(0, i) for i in range(4)]
+    assert make_plan.made == [0] and not any(one.done() for one in beyond)
+    make_plan.let_go[1].set()
+    assert [one.result(timeout=10) for one in beyond] == [(1, 0), (1, 1)]
+
+
+def test_the_next_epoch_is_planned_ahead_and_each_once():
+  make_plan = SlowPlans()
+  bins = open_bins(make_plan)
+  for epoch in range(5):
+    for i in range(4):
+      assert bins[4 * epoch + i] == (epoch, i)
+      wait_for(lambda epoch=epoch: epoch + 1 in make_plan.made)
+    assert make_plan.made == list(range(epoch + 2))
+    assert list(bins._plans._plans) == list(range(max(epoch - 1, 0), epoch + 2))
+  names = [make_plan.threads[epoch] for epoch in range(6)]
+  assert names == [threading.current_thread().name, *(f"plan {epoch}" for epoch in range(1, 6))]
+
+
+def wait_for(condition):
+  for _ in range(2000):
+    if condition():
+      return
+    time.sleep(0.005)
+  raise AssertionError("waited in vain")
+
+
+def test_a_plan_that_failed_in_the_background_is_made_again_where_it_is_asked_for():
+  failures = [MemoryError("in the background"), MemoryError("in the foreground")]
+
+  def make_plan(epoch):
+    if epoch == 1 and failures:
+      raise failures.pop(0)
+    return SimpleNamespace(steps=2, bin=lambda i: (epoch, i))
+
+  bins = open_bins(make_plan)
+  assert bins[0] == (0, 0)
+  wait_for(lambda: len(failures) == 1 and 1 not in bins._plans._plans)
+  with pytest.raises(MemoryError, match="in the foreground"):
+    bins[4]
+  assert bins[4] == (1, 0)
