@@ -24,7 +24,7 @@ def end(sora):
 
 
 def kill_at(process, workdir, *, step: int, seconds: float) -> None:
-  """Ends a process as a power cut does, some time after a step (0: after its start)."""
+  """Ends a process where it stands, some time after a step (0: after its start)."""
   if step:
     process.wait_for(workdir, step)
   time.sleep(seconds)
@@ -32,7 +32,8 @@ def kill_at(process, workdir, *, step: int, seconds: float) -> None:
 
 
 def test_three_kills_change_nothing(start, finished, end, debug, tmp_path):
-  workdir, chance = tmp_path / "run", random.Random(20)
+  workdir, seed = tmp_path / "run", random.SystemRandom().randrange(2**32)
+  chance = random.Random(seed)
   argv = ("train", *debug.argv, f"--workdir={workdir}")
   moments = [
     dict(step=0, seconds=chance.uniform(0.5, 6.0)),  # importing, making data, compiling
@@ -45,7 +46,7 @@ def test_three_kills_change_nothing(start, finished, end, debug, tmp_path):
   assert last.wait() == 0, last.log()
   expected = end(finished)
   assert [step for step, *_ in expected["lines"]] == list(range(1, debug.steps + 1))
-  assert end(workdir) == expected
+  assert end(workdir) == expected, f"{seed=}, {moments=}"
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(start, sora, workdir, finished, end, debug):
