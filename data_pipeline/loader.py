@@ -177,7 +177,8 @@ class LatentBatches:
     return self._plans(epoch)
 
   def close(self) -> None:
-    """Ends the reading threads."""
+    """Ends the reading threads, and begins no more plans."""
+    self._plans.is_closed = True
     self._steps.close()
 
   def _check_cursor(self, cursor: Mapping, stage: int) -> dict:
@@ -211,19 +212,37 @@ class _Plans:
     self._make_plan, self._kept = make_plan, kept
     self._plans: OrderedDict[int, Future[Plan]] = OrderedDict()
     self._steps: dict[int, int] = {}
+    self._tried: set[int] = set()  # planned ahead once: what failed is not tried at every bin
     self._lock = threading.Lock()
+    self.is_closed = False
 
   def __call__(self, epoch: int) -> Plan:
     plan, is_new = self._claim(epoch)
     if is_new:
       self._make(epoch, plan)
+    elif plan.exception() is not None:  # waits; whoever was to make it failed, and took it back
+      return self(epoch)
     return plan.result()
 
   def prepare(self, epoch: int) -> None:
-    """Begins to make a plan in a thread, unless it is there or begun."""
+    """Begins to make a plan in a thread, once; whoever asks for it later need not wait as long.
+
+    Nothing depends on it: where it fails, the plan is made when it is asked for. The thread does
+    not keep the process from ending.
+    """
+    if self.is_closed or epoch in self._tried:
+      return
+    self._tried.add(epoch)
     plan, is_new = self._claim(epoch)
-    if is_new:
-      threading.Thread(target=self._make, args=(epoch, plan), name=f"plan {epoch}").start()
+    if not is_new:
+      return
+    ahead = threading.Thread(
+      target=self._make, args=(epoch, plan), name=f"plan {epoch}", daemon=True
+    )
+    try:
+      ahead.start()
+    except RuntimeError as error:  # no more threads, or the interpreter is ending
+      self._forget(epoch, plan, error)
 
   def steps(self, epoch: int) -> int:
     """Steps of an epoch; remembered when its plan is not."""
@@ -244,12 +263,17 @@ class _Plans:
     try:
       made = self._make_plan(epoch)
     except BaseException as error:  # raised where the plan is asked for; the next one tries again
-      with self._lock:
-        self._plans.pop(epoch, None)
-      plan.set_exception(error)
+      self._forget(epoch, plan, error)
     else:
       self._steps[epoch] = made.steps
       plan.set_result(made)
+
+  def _forget(self, epoch: int, plan: Future[Plan], error: BaseException) -> None:
+    """Takes back a promise that will not be kept; tells those who wait for it why."""
+    with self._lock:
+      if self._plans.get(epoch) is plan:
+        del self._plans[epoch]
+    plan.set_exception(error)
 
 
 class _Bins:
@@ -277,7 +301,8 @@ class _Bins:
     place = (step - self._starts[nth]) * self._step_rows + self._first_row + row
     epoch = self._first_epoch + nth
     plan = self._plans(epoch)
-    self._plans.prepare(epoch + 1)  # so that nobody waits at the boundary
+    if 2 * place >= plan.steps * self._step_rows:  # half way: nobody is to wait at the boundary
+      self._plans.prepare(epoch + 1)
     return plan.bin(place)
 
   def _find_epoch(self, step: int) -> int:

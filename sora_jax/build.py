@@ -134,6 +134,11 @@ def dit_task(config, dataset: Dataset, mesh) -> Task:
   text, latent_channels = dataset.meta["text"], dataset.latent_channels
   if latent_channels is None:
     raise BadInput(f"train: {dataset.path} holds no latents. Encode it first (sora encode).")
+  if text["width"] and not dataset.text_state_width and len(dataset.index["caption_tokens"]):
+    raise BadInput(
+      f"train: {dataset.path} has captions but no states of its encoder {text['name']}, which the"
+      " model reads. Encode it again (sora encode)."
+    )
   settings = dit_settings(config, latent_channels=latent_channels, text=text)
   structure, shared = dit_structure(settings), loss_settings(config)
   optimizer, ema_decay = build_optimizer(config)

@@ -76,6 +76,9 @@ def stages(out: Path):
   )
 
 
+FRESH = {"seconds": 0.0, "sessions": 0, "cut_off": 0, "commits": [], "done": False}  # a stage
+
+
 class Stopwatch:
   """Seconds and commits of each stage over the sessions that it took, and the peak of memory.
 
@@ -88,13 +91,13 @@ class Stopwatch:
     self._path = path
     empty = {"stages": {}, "peak_rss_gib": 0.0}
     self._kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
-    if set(self._kept) != set(empty):
+    stages = self._kept.get("stages", {}).values()
+    if set(self._kept) != set(empty) or any(set(stage) != set(FRESH) for stage in stages):
       raise BadInput(f"demo: {path} is of another version. Remove it, or give another --out.")
 
   @contextmanager
   def __call__(self, name: str) -> Iterator[None]:
-    fresh = {"seconds": 0.0, "sessions": 0, "cut_off": 0, "commits": [], "done": False}
-    stage = self._kept["stages"].setdefault(name, fresh)
+    stage = self._kept["stages"].setdefault(name, FRESH | {"commits": []})
     if not stage["done"]:
       stage["sessions"] += 1
       stage["cut_off"] += 1  # until it ends

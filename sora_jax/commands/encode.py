@@ -156,7 +156,7 @@ def latent_records(encoded, encoder: TextEncoder) -> Iterator[LatentRecord]:
 
 
 class Captions:
-  """Ids and states by caption; those met often are kept, so that each is encoded once."""
+  """Ids and states by caption; the first CAPTIONS_KEPT are kept, so that they are encoded once."""
 
   def __init__(self, encoder: TextEncoder):
     self._encoder = encoder

@@ -1,4 +1,4 @@
-"""Clips to latents, grouped by shape so that each shape is compiled once.
+"""Clips to latents, grouped by shape so that no shape is compiled again.
 
 A batch is a chunk of each of its clips and has about PIXELS_AT_ONCE pixels, so that memory grows
 neither with the length of a clip nor with the number of shapes (see `plan_batch`).
@@ -15,7 +15,7 @@ import numpy as np
 from data_pipeline.errors import BadInput
 from sora_jax.generate.media import exact_fps
 
-MAX_SHAPES = 64  # of the clips of one job, each compiled on its own
+MAX_SHAPES = 64  # of the clips of one job, each with programs of its own
 PIXELS_AT_ONCE = 2**20  # frames x height x width x rows of a batch
 
 

@@ -5,7 +5,8 @@ import os
 import time
 from pathlib import Path
 
-from sora_jax.train.stop import DiskFull, naming_full_disk
+from sora_jax.train.lines import Lines
+from sora_jax.train.stop import DiskFull
 
 
 class Events:
@@ -15,17 +16,10 @@ class Events:
   """
 
   def __init__(self, workdir):
-    path = Path(workdir) / "events.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-    self._file = path.open("ab", buffering=0)  # a line that found no room must not come later
-    if not whole:  # a kill cut the last line off: the next one must not grow onto it
-      self._file.write(b"\n")
+    self._lines = Lines(Path(workdir) / "events.jsonl")
 
   def __call__(self, event: str, **facts) -> None:
-    line = json.dumps({"event": event, "time": round(time.time(), 3), **facts})
-    with naming_full_disk(self._file.name):
-      self._file.write(f"{line}\n".encode())
+    self._lines.write({"event": event, "time": round(time.time(), 3), **facts})
 
   def __enter__(self):
     self("start", pid=os.getpid())
@@ -38,7 +32,7 @@ class Events:
       if kind is None:  # else what ends the session says more
         raise
     finally:
-      self._file.close()
+      self._lines.close()
 
 
 def goodput(workdir) -> dict:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from data_pipeline.errors import BadInput
-from sora_jax.train.stop import naming_full_disk
+from sora_jax.train.board import Board
+from sora_jax.train.lines import Lines
+from sora_jax.train.stop import DiskFull
 
 
 class Counts(NamedTuple):
@@ -106,10 +107,8 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir, *, total_steps: int, step: int = 0):
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    self._file = (folder / "metrics.jsonl").open("ab", buffering=0)
-    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    self._lines = Lines(Path(workdir) / "metrics.jsonl")
+    self._board = Board(Path(workdir) / "tensorboard", first_step=step + 1)
     self._total = total_steps
     console = Console(stderr=True)
     self._bar = None
@@ -131,12 +130,9 @@ class MetricsWriter:
     On the board, which knows no lists, their items are `name/00`, `name/01`, ...
     """
     values = {key: _finite(value) for key, value in values.items()}
-    with naming_full_disk(self._file.name):
-      self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
-    for key, value in values.items():
-      for name, item in _name_items(key, value):
-        if item is not None:
-          self._board.add_scalar(name, item, step)
+    self._lines.write({"step": step, **values})
+    items = [pair for key, value in values.items() for pair in _name_items(key, value)]
+    self._board.add(step, {name: item for name, item in items if item is not None})
     self._show(step, values)
 
   def _show(self, step, values):
@@ -154,14 +150,18 @@ class MetricsWriter:
     """Ends the bar and closes the files."""
     if self._bar:
       self._bar.stop()
-    self._file.close()
+    self._lines.close()
     self._board.close()
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self.close()
+  def __exit__(self, kind, *_):
+    try:
+      self.close()
+    except DiskFull:
+      if kind is None:  # else what ends the session says more
+        raise
 
 
 def read_metrics(workdir) -> list[dict]:

@@ -61,8 +61,12 @@ def warn_inexact(platform: str, flags: str) -> list[str]:
     platform: of the devices, as `jax.default_backend()` says.
     flags: the environment's XLA_FLAGS.
   """
-  fixed = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true")
-  if platform not in ("gpu", "cuda", "rocm") or any(flag in flags.split() for flag in fixed):
+  words = {word.removesuffix("=true") for word in flags.split()}
+  pinned = "--xla_gpu_autotune_level=0" in words
+  exact = "--xla_gpu_deterministic_ops" in words or (
+    pinned and "--xla_gpu_exclude_nondeterministic_ops" in words
+  )
+  if platform not in ("gpu", "cuda", "rocm") or exact:
     return []
   return [
     "resume will not be exact to the bit on this GPU. Set XLA_FLAGS='--xla_gpu_deterministic_ops="

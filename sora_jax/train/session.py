@@ -170,9 +170,9 @@ def train(
     )
     if step is None:
       keep_config(workdir, config)
+      state = start_state(task, places, init_from, init_weights)
       if init_from:
         warn_changes(compare_origin(init_from, workdir), events)
-      state = start_state(task, places, init_from, init_weights)
       progress = Progress(dict(batches.cursor))
     else:
       warn_changes(check_resume(checkpoints.describe(step)[1], facts), events)

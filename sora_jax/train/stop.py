@@ -27,7 +27,7 @@ def naming_full_disk(path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.errno != errno.ENOSPC:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
     raise DiskFull(
       f"train: {path} cannot be written, its disk is full (checkpoints saved are whole)."

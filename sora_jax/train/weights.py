@@ -65,7 +65,7 @@ ORIGINS = (
 
 
 def compare_origin(source: str, workdir: Path) -> list[str]:
-  """Warnings, one line each: what `source` was trained with, and this run is not.
+  """Warnings, one line each: what `source` was trained with, and this run, as far as both say.
 
   Weights of equal shapes may still mean something else: latents of another VAE, states of another
   text encoder, or velocities instead of clean patches.
@@ -73,7 +73,7 @@ def compare_origin(source: str, workdir: Path) -> list[str]:
   run, warnings = split_source(source)[0], []
   for file, keys, what in ORIGINS:
     theirs, ours = (_look_up(folder / file, keys) for folder in (run, workdir))
-    if theirs != ours:
+    if None not in (theirs, ours) and theirs != ours:
       warnings.append(
         f"init_from: {source} was trained with another {what} ({str(theirs)[:12]}, here "
         f"{str(ours)[:12]}). Its weights have to learn that anew."
@@ -82,8 +82,15 @@ def compare_origin(source: str, workdir: Path) -> list[str]:
 
 
 def _look_up(path: Path, keys: tuple[str, ...]) -> Any:
-  """A value deep in a JSON file; None where the file or a key is not there."""
-  value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+  """A value deep in a JSON file; None where the file or a key is not there.
+
+  Raises:
+    BadInput: it is not JSON.
+  """
+  try:
+    value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+  except ValueError as error:
+    raise BadInput(f"init_from: {path} is not JSON ({error}). Copy that run again.") from error
   for key in keys:
     value = value.get(key) if isinstance(value, dict) else None
   return value

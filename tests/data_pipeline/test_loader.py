@@ -231,6 +231,7 @@ def test_plans_are_not_made_again_for_threads_in_many_short_epochs(monkeypatch):
   batches = open_batches(clips, split="held_out", rows=1, slots=256, threads=8, prefetch=8)
   assert batches.plan(0).steps == 1
   take(batches, 40)
+  made = list(made)  # its own threads may still be planning ahead
   assert len(made) == len(set(made)) >= 40
 
 

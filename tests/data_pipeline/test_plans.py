@@ -48,9 +48,12 @@ def test_the_next_epoch_is_planned_ahead_and_each_once():
   for epoch in range(5):
     for i in range(4):
       assert bins[4 * epoch + i] == (epoch, i)
-      wait_for(lambda epoch=epoch: epoch + 1 in make_plan.made)
+      if i < 2:  # in the first half there is time
+        assert epoch + 1 not in make_plan.made
+      else:
+        wait_for(lambda epoch=epoch: epoch + 1 in make_plan.made)
     assert make_plan.made == list(range(epoch + 2))
-    assert list(bins._plans._plans) == list(range(max(epoch - 1, 0), epoch + 2))
+    assert sorted(bins._plans._plans) == list(range(max(epoch - 1, 0), epoch + 2))
   names = [make_plan.threads[epoch] for epoch in range(6)]
   assert names == [threading.current_thread().name, *(f"plan {epoch}" for epoch in range(1, 6))]
 
@@ -72,8 +75,49 @@ def test_a_plan_that_failed_in_the_background_is_made_again_where_it_is_asked_fo
     return SimpleNamespace(steps=2, bin=lambda i: (epoch, i))
 
   bins = open_bins(make_plan)
-  assert bins[0] == (0, 0)
+  assert bins[2] == (0, 2)
   wait_for(lambda: len(failures) == 1 and 1 not in bins._plans._plans)
+  for i in (2, 3) * 20:  # it is not tried again at every bin
+    assert bins[i] == (0, i)
+  assert len(failures) == 1 and 1 not in bins._plans._plans
   with pytest.raises(MemoryError, match="in the foreground"):
     bins[4]
   assert bins[4] == (1, 0)
+
+
+def test_without_a_thread_to_spare_plans_are_made_where_they_are_asked_for(monkeypatch):
+  def start(thread):
+    raise RuntimeError("can't start new thread")
+
+  monkeypatch.setattr(threading.Thread, "start", start)
+  make_plan = SlowPlans()
+  bins = open_bins(make_plan)
+  assert [bins[i] for i in (3, 4)] == [(0, 3), (1, 0)]
+  assert set(make_plan.threads.values()) == {threading.current_thread().name}
+
+
+def test_a_closed_loader_begins_no_plan():
+  make_plan = SlowPlans()
+  bins = open_bins(make_plan)
+  bins._plans.is_closed = True
+  assert bins[3] == (0, 3) and make_plan.made == [0] and 1 not in bins._plans._plans
+
+
+def test_a_reader_who_waits_for_a_plan_that_fails_makes_it_himself():
+  failing, tried = threading.Event(), []
+
+  def make_plan(epoch):
+    tried.append(threading.current_thread().name)
+    if len(tried) == 1:
+      assert failing.wait(20)
+      raise MemoryError
+    return SimpleNamespace(steps=2, bin=lambda i: (epoch, i))
+
+  plans = loader._Plans(make_plan, 3)
+  plans.prepare(1)
+  with ThreadPoolExecutor(1) as pool:
+    reader = pool.submit(plans, 1)
+    wait_for(lambda: tried == ["plan 1"])
+    failing.set()
+    assert reader.result(timeout=10).steps == 2
+  assert len(tried) == 2

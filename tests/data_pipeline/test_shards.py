@@ -148,7 +148,7 @@ def test_looks_up_a_text_as_the_other_counters():
 GOLDEN_HASH = 8120459205164871020
 
 
-def test_looking_at_the_identity_costs_a_tenth_of_a_read(tmp_path, capsys, make_latent, write):
+def test_looking_at_the_identity_costs_little_of_a_read(tmp_path, capsys, make_latent, write):
   shape, name = (5, 16, 20, 16), "physworld/seed0/000123"  # 51 kB
   latent = np.random.default_rng(0).standard_normal(shape).astype(ml_dtypes.bfloat16)
   write(tmp_path / "data", [make_latent(1, split="train", id=name, latent=latent)])
@@ -169,4 +169,4 @@ def test_looking_at_the_identity_costs_a_tenth_of_a_read(tmp_path, capsys, make_
   check = seconds(lambda: dataset._check_identity(0, path, name, b""))
   with capsys.disabled():
     print(f"\nread {1e6 * read:.0f} us, of which identity {1e6 * check:.1f} us")
-  assert check < 0.1 * read
+  assert check < 0.3 * read  # 0.06 where it was measured; a hash of the content would be 0.6

@@ -1,9 +1,13 @@
 """Configs become objects, and what no object can be made of is refused in one line."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import BadInput
+from experiments import demo
 from sora_jax import build
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_text_encoder
@@ -76,3 +80,13 @@ def test_cost_of_a_clip():
   assert cost["tokens_per_clip"] == 24
   projections = 2 * 24 * (4 * 8 * 8 * 3) * 16 * 2
   assert 3 * projections < cost["flops_per_clip"] < 30 * projections
+
+
+def test_refuses_captions_whose_states_are_not_there():
+  """Rather than train on zeros in their place."""
+  text = dict(name="minilm", width=384, vocabulary=30522)
+  dataset = SimpleNamespace(path="lat", meta=dict(text=text), latent_channels=8)
+  dataset.text_state_width, dataset.index = None, dict(caption_tokens=np.array([3, 4]))
+  config = demo.get_config("dit")
+  with pytest.raises(BadInput, match="lat has captions but no states of its encoder minilm"):
+    build.dit_task(config, dataset, None)

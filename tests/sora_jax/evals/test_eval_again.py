@@ -132,14 +132,16 @@ def test_a_stage_that_is_done_adds_no_time(tmp_path, monkeypatch):
     run(5.0, KeyboardInterrupt())
   run(7.0)
   peak = json.loads(path.read_text())["peak_rss_gib"]
-  kept = {"stages": {"dit": {"seconds": 12.0, "done": True}}, "peak_rss_gib": peak + 100}
+  done = {"seconds": 12.0, "sessions": 2, "cut_off": 0, "commits": ["abc"], "done": True}
+  kept = {"stages": {"dit": done}, "peak_rss_gib": peak + 100}
   path.write_text(json.dumps(kept))
   run(3.0)
   assert json.loads(path.read_text()) == kept
   assert demo.Stopwatch(path).total()["dit"] == 12.0 and peak > 0
-  path.write_text('{"dit": 3.0}')
-  with pytest.raises(BadInput, match="of another version"):
-    demo.Stopwatch(path)
+  for old in ({"dit": 3.0}, {"stages": {"dit": {"seconds": 3.0}}, "peak_rss_gib": 1.0}):
+    path.write_text(json.dumps(old))
+    with pytest.raises(BadInput, match="of another version"):
+      demo.Stopwatch(path)
 
 
 @pytest.mark.parametrize("captions, kept", [(0, ("a", "b")), (1, ("a",))])

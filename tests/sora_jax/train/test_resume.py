@@ -80,6 +80,10 @@ def test_warns_where_no_flag_makes_sums_exact():
   (line,) = warn_inexact("gpu", "--xla_gpu_autotune_level=0")
   assert "not be exact to the bit" in line and "--xla_gpu_deterministic_ops=true" in line
   assert warn_inexact("gpu", "--a --xla_gpu_deterministic_ops=true") == []
+  assert warn_inexact("gpu", "--xla_gpu_deterministic_ops") == []
+  exclude = "--xla_gpu_exclude_nondeterministic_ops=true"  # leaves the choice of kernels open
+  assert warn_inexact("gpu", exclude)
+  assert warn_inexact("gpu", f"{exclude} --xla_gpu_autotune_level=0") == []
 
 
 @pytest.mark.parametrize("key, what", [("dataset", "dataset"), ("plan", "pack plan")])

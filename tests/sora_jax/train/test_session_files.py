@@ -64,18 +64,51 @@ def test_the_rate_logged_is_the_one_applied():
   assert log_rate(step, None)(state, {}, {})[1] == {"loss": 1.0}
 
 
-def on_a_full_disk(monkeypatch):
-  """Files opened to append stand on a disk without room from now on."""
+FILL = """
+import resource, signal, sys
+from pathlib import Path
+from sora_jax.train.events import Events
+from sora_jax.train.metrics import MetricsWriter
+from sora_jax.train.stop import DiskFull
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path(sys.argv[1])
+what = dict(events=lambda: Events(folder), metrics=lambda: MetricsWriter(folder, total_steps=9))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+  with what[sys.argv[2]]() as out:
+    for step in range(1, 200):
+      out(step, {"loss": 0.25}) if sys.argv[2] == "metrics" else out("save", step=step)
+except DiskFull as error:
+  print(error)
+"""
+
+
+@pytest.mark.parametrize("what, file", [("events", "events.jsonl"), ("metrics", "metrics.jsonl")])
+def test_a_file_that_cannot_grow_is_named_and_holds_whole_lines(tmp_path, what, file):
+  """A limit that cuts through the middle of a line, as the last block of a full disk does."""
+  patched = FILL.replace("signal.SIG_IGN)", "signal.SIG_IGN)\nimport errno\n" + AS_FULL)
+  done = subprocess.run(
+    [sys.executable, "-c", patched, str(tmp_path), what, "1001"],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert "its disk is full" in done.stdout, done.stderr
+  text = (tmp_path / file).read_text()
+  assert text.endswith("\n") and [json.loads(line) for line in text.splitlines()]
+
+
+# The kernel says EFBIG at a limit of a process, and ENOSPC or EDQUOT at that of a disk.
+AS_FULL = "errno.ENOSPC = errno.EFBIG"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
+def test_what_ended_a_session_is_not_hidden_by_a_full_disk(tmp_path, monkeypatch):
   opened = Path.open
   full = lambda path, mode="r", *a, **k: opened(  # noqa: E731
     Path("/dev/full") if mode == "ab" else path, mode, *a, **k
   )
   monkeypatch.setattr(Path, "open", full)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
-def test_a_full_disk_is_named_and_hides_nothing(tmp_path, monkeypatch):
-  on_a_full_disk(monkeypatch)
   with (
     pytest.raises(DiskFull, match="cannot be written, its disk is full"),
     MetricsWriter(tmp_path, total_steps=2) as report,
