@@ -185,7 +185,7 @@ def _read_meta(folder: Path, kind: str | None) -> dict:
   if not path.is_file():
     raise BadInput(
       f"dataset: {path} does not exist, so {folder} is no dataset. "
-      "Give a folder that sora data, curate or encode made."
+      "Give a folder that sora data or sora encode made."
     )
   try:
     described = json.loads(path.read_text(encoding="utf-8"))
@@ -193,7 +193,7 @@ def _read_meta(folder: Path, kind: str | None) -> dict:
   except (ValueError, KeyError, TypeError) as error:
     raise BadInput(f"dataset: {path} is damaged ({error}). {_COPY}") from error
   if kind not in (None, found) or found not in records.VERSIONS:
-    make = {"clip": "sora data or curate", "latent": "sora encode"}.get(kind or "", "this version")
+    make = {"clip": "sora data", "latent": "sora encode"}.get(kind or "", "this version")
     raise BadInput(
       f"dataset: {folder} holds {found} records, not {kind or 'a known kind'}. "
       f"Give a dataset of {make}."

@@ -1,8 +1,6 @@
 """The `sora` program: `sora COMMAND …`, same as `python -m sora_jax COMMAND …`."""
 
-import sys
-
-from sora_jax.commands.entry import main
+from sora_jax.commands.entry import program as main
 
 if __name__ == "__main__":
-  sys.exit(main())
+  main()

@@ -40,7 +40,8 @@ def run(args) -> dict:
   for name, argv in stages(out):
     say(f"demo: {name}: sora {' '.join(argv)}")
     with seconds(name):
-      result = run_command(argv[0], argv[1:])
+      run_command(argv[0], argv[1:])
+  result = json.loads((out / "samples" / "scores.json").read_text(encoding="utf-8"))
   metrics = collect_metrics(out, result, seconds)
   report(out, result, metrics)
   say(f"demo: open {out / 'index.html'}")
@@ -259,9 +260,12 @@ def describe_scope(metrics: dict) -> str:
     "A video model trained from scratch in one run, one seed, on clips of a generated world of "
     f"moving shapes ({sampler['width']}x{sampler['height']} pixels, {sampler['seconds']:.3g} s at "
     f"{sampler['fps']:g} frames a second), and what its samples show of their captions. Scores are "
-    f"shares of {metrics['samples']} samples, half of combinations never trained on, judged "
+    f"shares of {metrics['samples'] // 2} samples of captions whose combinations were trained on, "
+    f"and of as many whose combinations were not, judged "
     "on the decoded files by a program that knows this world; intervals are over samples, not over "
-    "runs. They say nothing about real video. Times are of one machine, "
+    "runs. They say nothing about real video. The held-out loss is a mean over even steps of t, "
+    "the training loss one over the t that training draws: the two are not to be compared. Times "
+    "are of one machine, "
     f"{machine['cores']} cores of {machine['processor']}."
   )
 

@@ -9,8 +9,10 @@ import json
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from data_pipeline.errors import BadInput
+from sora_jax import __version__
 
 # Command -> one line of help. Its module, of the same name, has `parser()` and `run(args)`.
 COMMANDS = {
@@ -35,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
   if not argv or argv[0] in ("-h", "--help"):
     print(usage())
     return 0 if argv else 2
+  if argv[0] == "--version":
+    print(f"sora_jax {__version__}")
+    return 0
   if argv[0] not in COMMANDS:
     near = difflib.get_close_matches(argv[0], COMMANDS, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
@@ -50,6 +55,16 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
+def program() -> NoReturn:
+  """`main` as a process. After a failure no destructor runs: those of XLA may crash."""
+  code = main()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code == 1:
+    os._exit(code)
+  sys.exit(code)
+
+
 def run_command(name: str, argv: list[str]) -> dict:
   """Runs a command in this process and returns its result. Raises what went wrong."""
   module = importlib.import_module(f"sora_jax.commands.{name}")
@@ -59,10 +74,18 @@ def run_command(name: str, argv: list[str]) -> dict:
 def report_error(name: str, error: BaseException) -> int:
   """Prints the one line that an error deserves and returns its exit code."""
   expected = hasattr(error, "exit_code") or isinstance(error, (BadInput, KeyboardInterrupt))
+  expected |= "RESOURCE_EXHAUSTED" in str(error)
   if not expected or os.environ.get("SORA_TRACEBACK"):
     traceback.print_exception(error)
   if isinstance(error, KeyboardInterrupt):
     print(f"sora {name}: interrupted.", file=sys.stderr)
+    return 1
+  if "RESOURCE_EXHAUSTED" in str(error):
+    print(
+      f"sora {name}: the device has too little memory ({str(error).splitlines()[0]})."
+      " Ask for something smaller or shorter, or for fewer at once.",
+      file=sys.stderr,
+    )
     return 1
   text = " ".join(str(error).split()).removeprefix(f"{name}: ") or type(error).__name__
   print(f"sora {name}: {text}", file=sys.stderr)

@@ -51,6 +51,8 @@ def parser():
 
 
 def run(args) -> dict:
+  if args.samples < 1:
+    raise BadInput(f"eval: --samples={args.samples} must be at least 1.")
   opened = open_run(args.workdir, step=args.step, weights=args.weights)
   out = Path(args.out or Path(args.workdir) / "eval" / f"{args.suite}-{opened.step}")
   make_folder("--out", out)
@@ -58,7 +60,7 @@ def run(args) -> dict:
   if not args.json:
     for name, facts in result["adherence"].items():
       say(f"{name:10} {show_score(facts, '')}\n  held out {show_score(facts, 'held_out')}")
-  return result
+  return {key: value for key, value in result.items() if key != "samples"}  # see OUT/scores.json
 
 
 def show_score(facts: dict, group: str) -> str:

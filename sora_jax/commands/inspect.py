@@ -43,7 +43,14 @@ def parser():
     "--ranks", type=int, default=1, help="data-parallel ranks for the imbalance (default 1)"
   )
   p.add_argument("--rows", type=int, default=0, help="rows a step (default: one a rank)")
-  p.add_argument("--patch", type=int, nargs=3, default=(1, 2, 2), metavar=("T", "H", "W"))
+  p.add_argument(
+    "--patch",
+    type=int,
+    nargs=3,
+    default=(1, 2, 2),
+    metavar=("T", "H", "W"),
+    help="latent frames, rows and columns of a patch in packing (default 1 2 2)",
+  )
   return p
 
 

@@ -95,6 +95,10 @@ def load_config(words: list[str]):
     raise
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     raise BadInput(f"config: {_explain(error, words, path)}") from error
+  except Exception as error:  # of the user's own file
+    raise BadInput(
+      f"config: {path} does not load ({type(error).__name__}: {error}). Correct that file."
+    ) from error
 
 
 def _explain(error, words, path):

@@ -16,8 +16,8 @@ def parser():
     "sample",
     "Makes video from a prompt, or one video for each line of a file.",
     """
-    sora sample --workdir=runs/demo/dit --prompt="a large red circle drifts left" --out=red.mp4
-    sora sample --workdir=runs/demo/dit --prompts=prompts.txt --out=videos/ --seconds=2 --size=32x48
+    sora sample --workdir=runs/demo/dit --prompt="a large yellow circle drifts up" --out=up.mp4
+    sora sample --workdir=runs/demo/dit --prompts=prompts.txt --out=new/ --seconds=0.6 --size=48x32
     """,
   )
   p.add_argument("--workdir", required=True, help="run of a DiT")

@@ -39,7 +39,7 @@ def fit(
   save: Callable[[int, State, Progress], None],
   progress: Progress,
   hooks: Sequence[Hook] = (),
-  stop: Callable[[int], bool] = lambda step: False,
+  stop: Callable[[int], str] = lambda step: "",
   events: Callable[..., None] = lambda event, **facts: None,
 ) -> tuple[State, Progress]:
   """Trains until `total_steps`, from wherever `state` stands.
@@ -58,7 +58,7 @@ def fit(
     save: takes a checked state and the progress that belongs to it; may write in the background.
     progress: of a restored state; of a new run, the loader's first cursor and zeros.
     hooks: evaluations.
-    stop: asked after each step; True saves and leaves.
+    stop: asked after each step; a reason saves and leaves.
     events: for the time spent beside the steps.
   Returns:
     The last state and its progress.
@@ -102,7 +102,7 @@ def fit(
         save(n, state, fed.progress)
       saved = n
     if leaving and not last:
-      raise Preempted(f"train: stopped by SIGTERM, saved at step {n}. The same command resumes.")
+      raise Preempted(f"train: stopped by {leaving}, saved at step {n}. The same command resumes.")
     if (saving or due) and not last:
       state, metrics = step_fn(state, frozen, ahead.arrays)
     fed = ahead

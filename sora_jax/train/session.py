@@ -21,7 +21,7 @@ from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
 from sora_jax.train.resume import check_config, check_resume, run_facts, warn_inexact
 from sora_jax.train.state import Progress, State, abstract_state, init_state, state_shardings
 from sora_jax.train.step import make_step
-from sora_jax.train.stop import Sigterm, naming_full_disk
+from sora_jax.train.stop import Signals, naming_full_disk
 from sora_jax.train.weights import compare_origin, read_weights, replace_params
 
 
@@ -151,7 +151,7 @@ def train(
   places = state_shardings(shapes, task.rules, mesh)
   with (
     Events(workdir) as events,
-    Sigterm() as stop,
+    Signals() as stop,
     Checkpoints(
       workdir / "checkpoints",
       max_to_keep=schedule.keep_checkpoints,
@@ -178,6 +178,8 @@ def train(
       warn_changes(check_resume(checkpoints.describe(step)[1], facts), events)
       state, progress, _ = checkpoints.restore(step, abstract_state(shapes, places))
       events("resume", step=step)
+      if step < schedule.total_steps:
+        print(f"train: resumes at step {step} of {schedule.total_steps}", file=sys.stderr)
     warn_changes(warn_inexact(jax.default_backend(), os.environ.get("XLA_FLAGS", "")), events)
     keep_config(workdir, config)
     cut_back(workdir, int(state.step))

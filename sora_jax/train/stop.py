@@ -41,31 +41,36 @@ class Preempted(Stop):
   exit_code = 42
 
 
-class Sigterm:
-  """Notes SIGTERM, so that the loop can save between two steps.
+class Signals:
+  """Notes SIGTERM and the first Ctrl-C, so that the loop can save between two steps.
 
-      with Sigterm() as stop:
+      with Signals() as stop:
         fit(..., stop=stop)
 
-  Must be entered in the main thread. The handler found is put back at the end.
+  A second Ctrl-C interrupts at once. Must be entered in the main thread. The handlers found are put
+  back at the end.
   """
 
   def __init__(self):
-    self._asked = False
-    self._found = None
+    self._asked = ""
+    self._found = {}
 
   def __enter__(self):
-    self._found = signal.signal(signal.SIGTERM, self._note)
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._found[number] = signal.signal(number, self._note)
     return self
 
   def __exit__(self, *_):
-    signal.signal(signal.SIGTERM, self._found)
+    for number, handler in self._found.items():
+      signal.signal(number, handler)
 
-  def _note(self, *_):
-    self._asked = True
+  def _note(self, number, _):
+    self._asked = signal.Signals(number).name
+    if number == signal.SIGINT:
+      signal.signal(number, self._found[number])
 
-  def __call__(self, step: int) -> bool:
-    """Whether to save and leave after `step`."""
+  def __call__(self, step: int) -> str:
+    """The signal for which to save and leave after `step`; "" to go on."""
     return self._asked
 
 

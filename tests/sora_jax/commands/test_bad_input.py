@@ -106,6 +106,20 @@ def test_samples(sora, finished, tmp_path, words, text):
   assert not list(tmp_path.glob("*.mp4"))
 
 
+@pytest.mark.parametrize("text", ["def get_config(arg=", "1 / 0"])
+def test_a_config_file_that_does_not_load(sora, tmp_path, text):
+  path = tmp_path / "mine.py"
+  path.write_text(text)
+  done = sora("train", f"--config={path}:dit", f"--workdir={tmp_path / 'run'}")
+  assert str(path) in complaint(done) and len(done.err.splitlines()) == 1
+  assert not (tmp_path / "run").exists()
+
+
+def test_no_samples_are_no_question(sora):
+  words = ("--workdir=w", "--data=d", "--suite=adherence", "--samples=0")
+  assert "eval: --samples=0 must be at least 1." in "eval: " + complaint(sora("eval", *words))
+
+
 @pytest.mark.parametrize("out", ["nowhere/x.mp4", "", "file/x.mp4"])
 def test_an_out_path_that_cannot_be_written(sora, finished, tmp_path, out):
   (tmp_path / "file").touch()

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+import sora_jax
 from data_pipeline.errors import BadInput
 from sora_jax.commands.entry import COMMANDS
 from sora_jax.train.stop import NotFinite, Preempted
@@ -66,11 +67,21 @@ def test_commands_of_an_experiment_parse(family, request):
     (NotFinite("train: loss=nan."), 1, "sora data: train: loss=nan."),
     (Preempted("saved."), 42, "sora data: saved."),
     (KeyboardInterrupt(), 1, "sora data: interrupted."),
+    (
+      RuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nA long table"),
+      1,
+      "sora data: the device has too little memory (RESOURCE_EXHAUSTED: Out of memory.)."
+      " Ask for something smaller or shorter, or for fewer at once.",
+    ),
   ],
 )
 def test_what_is_expected_is_said_in_one_line(sora, monkeypatch, error, code, line):
   done = failing(sora, monkeypatch, error)
   assert (done.code, done.out, done.err) == (code, "", line + "\n")
+
+
+def test_says_its_version(sora):
+  assert sora("--version").out == f"sora_jax {sora_jax.__version__}\n"
 
 
 def test_what_is_not_expected_comes_with_its_traceback(sora, monkeypatch):

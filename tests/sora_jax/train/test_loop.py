@@ -10,7 +10,7 @@ import pytest
 from sora_jax.train.loop import Hook, fit
 from sora_jax.train.metrics import Counts
 from sora_jax.train.state import Progress, State
-from sora_jax.train.stop import NotFinite, Preempted, Sigterm
+from sora_jax.train.stop import NotFinite, Preempted, Signals
 
 
 class Batches:
@@ -139,7 +139,7 @@ def test_the_cursor_saved_is_the_state_s_not_the_prefetch_s():
 def test_a_step_that_is_saved_has_its_line_already():
   run = Run()
   with pytest.raises(Preempted):  # a kill right after the save would lose it for good
-    run.fit(20, save_steps=100, stop=lambda step: step == 6)
+    run.fit(20, save_steps=100, stop=lambda step: "SIGTERM" if step == 6 else "")
   assert run.lines_at_save == [2, 4, 6]
 
 
@@ -176,15 +176,25 @@ def test_not_finite_at_a_save_is_seen_there():
   assert "save" not in dict(run.log)
 
 
-def test_sigterm_saves_and_leaves_with_42():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_with_42(number):
   run = Run()
-  found = signal.getsignal(signal.SIGTERM)
-  with Sigterm() as stop, pytest.raises(Preempted, match="saved at step 7") as caught:
-    run.losses = lambda step: os.kill(os.getpid(), signal.SIGTERM) or 1.0 if step == 7 else 1.0
+  found = signal.getsignal(number)
+  text = f"stopped by {number.name}, saved at step 7"
+  with Signals() as stop, pytest.raises(Preempted, match=text) as caught:
+    run.losses = lambda step: os.kill(os.getpid(), number) or 1.0 if step == 7 else 1.0
     run.fit(20, stop=stop)
   assert caught.value.exit_code == 42
   assert run.log[-1] == ("save", 7) and run.saved[-1].cursor == {"bin": 7}
-  assert signal.getsignal(signal.SIGTERM) == found
+  assert signal.getsignal(number) == found
+
+
+def test_a_second_interrupt_does_not_wait():
+  with Signals() as stop, pytest.raises(KeyboardInterrupt):
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop(1) == "SIGINT"
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
 
 
 def test_compiling_and_evaluating_are_on_the_books():
