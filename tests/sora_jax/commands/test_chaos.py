@@ -28,8 +28,7 @@ def kill_at(process, workdir, *, step: int, seconds: float) -> None:
   if step:
     process.wait_for(workdir, step)
   time.sleep(seconds)
-  code = process.signal(signal.SIGKILL)
-  assert code in (-signal.SIGKILL, 0), process.log()  # 0: it was done before, on a fast machine
+  assert process.signal(signal.SIGKILL) == -signal.SIGKILL, process.log()
 
 
 def test_three_kills_change_nothing(start, finished, end, debug, tmp_path):
@@ -37,9 +36,9 @@ def test_three_kills_change_nothing(start, finished, end, debug, tmp_path):
   chance = random.Random(seed)
   argv = ("train", *debug.argv, f"--workdir={workdir}")
   moments = [
-    dict(step=0, seconds=chance.uniform(0.5, 6.0)),  # importing, making data, compiling
+    dict(step=0, seconds=chance.uniform(0.5, 4.0)),  # importing, making data, compiling
     dict(step=chance.randrange(1, 8), seconds=chance.uniform(0.0, 0.3)),
-    dict(step=chance.randrange(8, 14), seconds=chance.uniform(0.0, 0.3)),
+    dict(step=chance.randrange(8, 12), seconds=chance.uniform(0.0, 0.15)),
   ]
   for moment in moments:
     kill_at(start(*argv), workdir, **moment)
