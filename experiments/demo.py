@@ -70,6 +70,7 @@ def dit() -> ConfigDict:
     rows=16,
     caption_dropout=0.1,
     given_first_frame=0.0,
+    **common.drawing(),
     threads=2,
     prefetch=4,
   )

@@ -73,6 +73,7 @@ def dit() -> ConfigDict:
     rows=16,
     caption_dropout=0.1,
     given_first_frame=0.1,
+    **common.drawing(),
     threads=8,
     prefetch=8,
   )

@@ -3,12 +3,14 @@
 Names choose functions through explicit tables; no code supplies a second default.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from data_pipeline import packing
 from data_pipeline.clips import clip_batches
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
@@ -42,6 +44,7 @@ DIT_SETTINGS = (
   "dtype",
   "zero_init",
 )
+MIX_SETTINGS = ("weights", "caption_weights", "skip_steps")  # of `config.data`, how clips are drawn
 
 
 def build_mesh(config):
@@ -113,24 +116,27 @@ def loss_settings(config) -> dict:
   )
 
 
-def packed_batches(config, dataset: Dataset, cursor, *, split: str, dropout: float, given: float):
-  """The loader of `config.data` on a split."""
-  names = ("slots", "caption_slots", "segments", "rows", "threads", "prefetch")
+def packed_batches(config, datasets, cursor, *, split: str, dropout: float, given: float, **mix):
+  """The loader of `config.data` on a split; `mix` are settings of the mixture."""
+  names = ("slots", "caption_slots", "segments", "rows", "window_clips", "threads", "prefetch")
   return latent_batches(
-    dataset,
+    datasets,
     split=split,
     seed=config.seed,
     patch=tuple(config.model.patch),
+    cost=packing.cost_of(config.model.width),
     caption_dropout=dropout,
     given_first_frame=given,
     cursor=cursor,
     **{name: config.data[name] for name in names},
+    **mix,
   )
 
 
-def dit_task(config, dataset: Dataset, mesh) -> Task:
-  """Text-to-video training on a latent dataset."""
+def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
+  """Text-to-video training on a latent dataset, or on several mixed by weight."""
   check_prediction(config)
+  dataset = datasets[0]  # one VAE and one text encoder made them all: the loader checks it
   text, latent_channels = dataset.meta["text"], dataset.latent_channels
   if latent_channels is None:
     raise BadInput(f"train: {dataset.path} holds no latents. Encode it first (sora encode).")
@@ -146,8 +152,8 @@ def dit_task(config, dataset: Dataset, mesh) -> Task:
   weighting = make_weighting(**config.diffusion.weighting)
   hooks = []
   if config.every.evaluate_steps:
-    check_held_out(config, dataset)
-    held_out = packed_batches(config, dataset, None, split="held_out", dropout=0.0, given=0.0)
+    kept_out = check_held_out(config, datasets)
+    held_out = packed_batches(config, kept_out, None, split="held_out", dropout=0.0, given=0.0)
     kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
     score = make_held_out_loss(structure, kept, **shared)
     hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
@@ -159,31 +165,35 @@ def dit_task(config, dataset: Dataset, mesh) -> Task:
     rules=DIT_RULES,
     batches=lambda cursor: packed_batches(
       config,
-      dataset,
+      datasets,
       cursor,
       split="train",
       dropout=config.data.caption_dropout,
       given=config.data.given_first_frame,
+      **{name: config.data[name] for name in MIX_SETTINGS},
     ),
     count=partial(count_packed, **flop_settings(settings)),
     hooks=hooks,
-    dataset_fingerprint=dataset.fingerprint,
+    dataset_fingerprint=" ".join(each.fingerprint for each in datasets),
     rate=build_rate(config),
   )
 
 
-def check_held_out(config, dataset: Dataset) -> None:
-  """Raises BadInput when there is nothing to evaluate on."""
-  if not len(dataset.indices("held_out")):
+def check_held_out(config, datasets: Sequence[Dataset]) -> list[Dataset]:
+  """The datasets that have clips to evaluate on. Raises BadInput when none has."""
+  some = [dataset for dataset in datasets if dataset.splits.get("held_out")]
+  if not some:
+    paths = ", ".join(str(dataset.path) for dataset in datasets)
     raise BadInput(
       f"config: every.evaluate_steps={config.every.evaluate_steps} needs clips of the split"
-      f" held_out, and {dataset.path} has none. Set every.evaluate_steps=0, or make data with some."
+      f" held_out, and {paths} has none. Set every.evaluate_steps=0, or make data with some."
     )
   if config.evaluate.batches < 1:
     raise BadInput(
       f"config: evaluate.batches={config.evaluate.batches} is below 1. Raise it, or set"
       " every.evaluate_steps=0."
     )
+  return some
 
 
 def first_batches(loader, count: int, put) -> list:
@@ -233,7 +243,7 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
   batches = partial(clips_of, config, dataset)
   hooks = []
   if config.every.evaluate_steps:
-    check_held_out(config, dataset)
+    check_held_out(config, [dataset])
     held_out = batches(None, split="held_out")
     kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
     score = make_reconstruction_score(structure, kept)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
-from data_pipeline.packing import PackSettings, plan_epoch
+from data_pipeline.loader import make_pools
+from data_pipeline.packing import PackSettings, check_fit, cost_of, plan_window
+from data_pipeline.stream import Mixture
 from sora_jax.commands.inspect_data import describe_dataset, print_dataset
 from sora_jax.commands.inspect_run import describe_run
 from sora_jax.commands.options import make_parser
@@ -43,6 +45,9 @@ def parser():
     "--ranks", type=int, default=1, help="data-parallel ranks for the imbalance (default 1)"
   )
   p.add_argument("--rows", type=int, default=0, help="rows a step (default: one a rank)")
+  p.add_argument(
+    "--width", type=int, default=768, help="of the model, for the cost of a token (default 768)"
+  )
   p.add_argument(
     "--patch",
     type=int,
@@ -90,8 +95,15 @@ def describe_packing(args) -> dict:
     rows=args.rows or args.ranks,
     patch=tuple(args.patch),
     caption_dropout=0.0,
+    cost=cost_of(args.width),
   )
-  plan = plan_epoch(
-    dataset.index, dataset.indices("train"), settings, seed=0, epoch=0, dataset=dataset.fingerprint
-  )
-  return {"fill": plan.fill, "imbalance": plan.imbalance(args.ranks), "steps": plan.steps}
+  mixture = Mixture(make_pools([dataset], "train"), seed=0)
+  check_fit(mixture.pools[0], settings)
+  steps, tokens, imbalance = 0, 0, 0.0
+  for window in range(mixture.windows(settings.window_clips)):
+    plan = plan_window(mixture, settings, epoch=0, window=window)
+    steps += plan.steps
+    tokens += plan.tokens
+    imbalance += plan.imbalance(args.ranks) * plan.steps
+  fill = tokens / (steps * settings.rows * settings.slots)
+  return {"fill": fill, "imbalance": imbalance / steps, "steps": steps}

@@ -16,6 +16,7 @@ from flax import nnx
 from data_pipeline import hashing
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from data_pipeline.row import check_alike
 from sora_jax import build
 from sora_jax.commands.data import make_world
 from sora_jax.commands.encode import encode_dataset
@@ -96,11 +97,16 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
   is_dit = config.model.name == "dit"
   plain = json.loads(config.to_json())
   check_workdir(workdir, plain)
-  dataset = open_data(config, workdir, kind="latent" if is_dit else "clip")
+  datasets = open_data(config, workdir, kind="latent" if is_dit else "clip")
   if is_dit:
-    keep_frozen(dataset, workdir)
+    check_alike(datasets)
+    keep_frozen(datasets[0], workdir)
   with jax.set_mesh(mesh):
-    task = (build.dit_task if is_dit else build.vae_task)(config, dataset, mesh)
+    task = (
+      build.dit_task(config, datasets, mesh)
+      if is_dit
+      else build.vae_task(config, datasets[0], mesh)
+    )
     state, progress = train(
       task,
       workdir,
@@ -111,7 +117,7 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
       init_weights=config.init_weights,
     )
   if not is_dit:
-    export_vae(config, state.ema, int(state.step), dataset, workdir)
+    export_vae(config, state.ema, int(state.step), datasets[0], workdir)
   return {
     "workdir": str(workdir),
     "step": int(state.step),
@@ -120,20 +126,21 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
   }
 
 
-def open_data(config, workdir: Path, *, kind: str) -> Dataset:
-  """The dataset of `config.data.path`; if empty, one made in the workdir by `config.world`."""
+def open_data(config, workdir: Path, *, kind: str) -> list[Dataset]:
+  """The datasets of `config.data.path`; if empty, one made in the workdir by `config.world`."""
   if config.data.path:
-    return Dataset.open(config.data.path, kind=kind)
+    paths = config.data.path.split(",") if kind == "latent" else [config.data.path]
+    return [Dataset.open(path.strip(), kind=kind) for path in paths]
   clips = make_world(config.world.to_dict(), workdir / "data" / "clips")
   if kind == "clip":
-    return clips
+    return [clips]
   codec = config.codec.to_dict()
   params = nnx.state(make_codec(codec, seed=config.seed))
   chosen = choose_rows(clips)
   videos = (clips.read(row).video for row in chosen)  # whole: a world has few formats
   vae = FrozenVAE(codec, params, measure_statistics(codec, params, videos, len(chosen)))
   encoder = load_text_encoder(config.codec_text)
-  return encode_dataset(
+  latents = encode_dataset(
     clips,
     vae,
     encoder,
@@ -142,6 +149,7 @@ def open_data(config, workdir: Path, *, kind: str) -> Dataset:
     patch_side=config.model.patch[1],
     captions=4,
   )
+  return [latents]
 
 
 def choose_rows(clips: Dataset) -> list[int]:

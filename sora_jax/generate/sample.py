@@ -21,6 +21,7 @@ from sora_jax.diffusion.noise import token_normal
 from sora_jax.diffusion.objective import predicted_velocity
 from sora_jax.diffusion.samplers import integrate, time_grid
 from sora_jax.nn.gather import gather_rows
+from sora_jax.parallel.mesh import HOST_KEYS
 
 CAPTION_STEP = 16  # caption slots grow by this, so that few shapes are compiled
 
@@ -134,9 +135,7 @@ class Sampler:
       pack_row(group, slots=slots, caption_slots=caption_slots, segments_per_row=len(sides))
       for group in groups
     ]
-    batch = stack_rows(rows)
-    del batch["segment_record"]
-    return batch
+    return {key: value for key, value in stack_rows(rows).items() if key not in HOST_KEYS}
 
   def _segment(self, caption: Caption | None, draw: int, patches: int, shape: Shape) -> Segment:
     empty = np.zeros((0, self.state_width), np.float32) if self.state_width else None

@@ -15,7 +15,7 @@ from data_pipeline.errors import BadInput
 AXES = ("data", "fsdp", "context", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
 # Bookkeeping that no network reads; its 64-bit integers would be cut to 32 on a device.
-HOST_KEYS = ("segment_record",)
+HOST_KEYS = ("segment_record", "segment_dataset")
 
 
 def make_mesh(

@@ -25,6 +25,7 @@ MAY_CHANGE = (
   "model.remat",
   "model.attention_backend",
   "data.path",
+  "data.skip_steps",
   "data.threads",
   "data.prefetch",
 )

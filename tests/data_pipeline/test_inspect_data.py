@@ -126,9 +126,9 @@ def test_packs_within_segments_and_caption_slots(latents, monkeypatch):
   assert pack(latents)["steps"] == 1
   assert pack(latents, "--segments=1")["steps"] == 3
   seen = []
-  plan_epoch = inspect.plan_epoch
-  spy = lambda *args, **kwargs: (seen.append(args[2]), plan_epoch(*args, **kwargs))[1]  # noqa: E731
-  monkeypatch.setattr(inspect, "plan_epoch", spy)
+  plan_window = inspect.plan_window
+  spy = lambda *args, **kwargs: (seen.append(args[1]), plan_window(*args, **kwargs))[1]  # noqa: E731
+  monkeypatch.setattr(inspect, "plan_window", spy)
   pack(latents)
   pack(latents, "--caption-slots=16")
   assert [settings.caption_slots for settings in seen] == [64, 16]

@@ -1,9 +1,7 @@
 """Packed batches: what is in the records is in the batch, once an epoch, from any cursor on."""
 
 import json
-from types import SimpleNamespace
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,85 +12,16 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import LatentRecord
 from data_pipeline.writer import DatasetWriter
-
-PATCH = (1, 2, 2)
-SETTINGS = dict(
-  split="train",
-  seed=3,
-  slots=64,
-  caption_slots=24,
-  segments=5,
-  rows=4,
-  patch=PATCH,
-  caption_dropout=0.3,
-  given_first_frame=0.5,
+from packed import (
+  DATA,
+  PATCH,
+  Clips,
+  N,
+  assert_same,
+  open_batches,
+  segments_of,
+  take,
 )
-CLIPS = 70
-
-
-class Clips:
-  """A latent dataset in memory: the attributes of `Dataset` that the loader uses."""
-
-  def __init__(self, clips=CLIPS, seed=0, *, states=True):
-    rng = np.random.default_rng(seed)
-    self.fingerprint = f"clips {clips} {seed}"
-    self.latent_channels, self.text_state_width = 2, 3 if states else None
-    self.records = [self._record(rng, states) for _ in range(clips)]
-    shapes = np.array([record.latent.shape[:3] for record in self.records])
-    counts = [[len(ids) for ids in record.text_ids] for record in self.records]
-    self.index = dict(
-      zip("fhw", shapes.T, strict=True),
-      caption_offsets=np.concatenate([[0], np.cumsum([len(each) for each in counts])]),
-      caption_tokens=np.array([one for each in counts for one in each], np.int32),
-    )
-
-  def _record(self, rng, states):
-    shape = rng.choice([1, 2, 3]), 2 * rng.integers(1, 4), 2 * rng.integers(1, 4), 2
-    lengths = rng.integers(1, 8, rng.integers(0, 3))
-    text_states = [rng.standard_normal((m, 3)).astype(ml_dtypes.bfloat16) for m in lengths]
-    return SimpleNamespace(
-      latent=rng.standard_normal(shape).astype(ml_dtypes.bfloat16),
-      fps=float(rng.choice([8, 24])),
-      captions=["a caption"] * len(lengths),
-      text_ids=[rng.integers(1, 10**6, m).astype(np.int32) for m in lengths],
-      text_states=text_states if states and text_states else None,
-    )
-
-  def indices(self, split):
-    return np.arange(5, len(self.records)) if split == "train" else np.arange(5)
-
-  def read(self, row):
-    return self.records[row]
-
-
-DATA = Clips()
-N = len(DATA.indices("train"))
-
-
-def open_batches(dataset=DATA, **changed):
-  return loader.latent_batches(dataset, **(SETTINGS | changed))
-
-
-def take(batches, steps):
-  try:
-    return [(next(batches), batches.cursor) for _ in range(steps)]
-  finally:
-    batches.close()
-
-
-def segments_of(batch):
-  """Yields (b, i, slots, draw) of every segment present."""
-  for b, row in enumerate(batch["segment"]):
-    for i in range(row.max()):
-      high, low = (int(word) for word in batch["draw"][b, i])
-      yield b, i, np.flatnonzero(row == i + 1), high * 2**32 + low
-
-
-def assert_same(one, other):
-  assert one.keys() == other.keys()
-  for key in one:
-    np.testing.assert_array_equal(one[key], other[key], err_msg=key)
-
 
 STREAM = take(open_batches(), 24)
 
@@ -220,14 +149,14 @@ def test_threads_and_prefetch_do_not_matter():
 
 
 def test_plans_are_not_made_again_for_threads_in_many_short_epochs(monkeypatch):
-  clips, made, plan_epoch = Clips(), [], loader.packing.plan_epoch
+  clips, made, plan_window = Clips(), [], loader.packing.plan_window
 
-  def spy(columns, *args, epoch, **more):
-    if columns is clips.index:  # threads of an earlier test may still be planning ahead
+  def spy(mixture, *args, epoch, **more):
+    if mixture.pools[0].columns is clips.index:  # an earlier test may still be planning ahead
       made.append(epoch)
-    return plan_epoch(columns, *args, epoch=epoch, **more)
+    return plan_window(mixture, *args, epoch=epoch, **more)
 
-  monkeypatch.setattr(loader.packing, "plan_epoch", spy)
+  monkeypatch.setattr(loader.packing, "plan_window", spy)
   batches = open_batches(clips, split="held_out", rows=1, slots=256, threads=8, prefetch=8)
   assert batches.plan(0).steps == 1
   take(batches, 40)

@@ -134,6 +134,7 @@ def test_dtypes_and_shapes_are_the_contract():
     "segment_fps": (np.float32, (2, 3)),
     "segment_weight": (np.float32, (2, 3)),
     "segment_dropped": (np.bool_, (2, 3)),
+    "segment_dataset": (np.int32, (2, 3)),
     "segment_record": (np.int64, (2, 3)),
     "segment_shape": (np.int32, (2, 3, 3)),
     "draw": (np.uint32, (2, 3, 2)),
