@@ -40,6 +40,7 @@ BASE = [
 ]
 DATA = [
   "apache-beam",
+  "fsspec",
   "ImageHash",
   "onnxruntime",
   "openai",

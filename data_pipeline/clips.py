@@ -17,6 +17,7 @@ import numpy as np
 from data_pipeline import hashing
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from data_pipeline.video import window_of
 
 VERSION = 1  # of the stream: raised whenever the same settings give other windows
 _ENDLESS = 2**60  # elements: more than any run reads, and a length that Python takes
@@ -191,13 +192,14 @@ class _Windows:
     row = int(self._records[self._order(epoch)[i]])
     video = self._dataset.read(row).video
     draws = (_Draw.FRAME, _Draw.TOP, _Draw.LEFT)
-    cut = tuple(
-      slice(start, start + side)
+    first, *corner = (
+      self._start(draw, place, whole - side + 1)
       for side, whole, draw in zip(self._shape, video.shape, draws, strict=False)
-      for start in [self._start(draw, place, whole - side + 1)]
     )
+    frames, *sides = self._shape
+    cut = tuple(slice(i, i + side) for i, side in zip(corner, sides, strict=True))
     return {
-      "video": np.ascontiguousarray(video[cut]),
+      "video": np.ascontiguousarray(window_of(video, first, first + frames)[:, *cut]),
       "draw": np.array(divmod(place, 2**32), np.uint32),
       "record": np.array(row, np.int64),
     }

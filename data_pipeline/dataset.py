@@ -1,7 +1,7 @@
 """Reads a dataset folder, which `data_pipeline.writer` makes and TFDS reads as well:
 
 dataset_info.json, features.json, NAME-SPLIT.array_record-00000-of-0000N ...
-meta.json             kind, version, meta (of the maker), widths, shards, fingerprint
+meta.json             kind, version, storage, meta (of the maker), widths, shards, fingerprint
 index/COLUMN.npy      see `data_pipeline.index`
 """
 
@@ -18,8 +18,8 @@ from google.protobuf.message import DecodeError
 from data_pipeline import hashing, records
 from data_pipeline import index as index_module
 from data_pipeline.errors import BadInput
+from data_pipeline.folder import absolute, check_local, mend, shard_name
 from data_pipeline.shards import ShardReaders, count_records
-from data_pipeline.writer import check_local, shard_name
 
 _COPY = "Copy it again, or make the dataset anew."
 _OPENERS = 16  # shards opened at once: it is waiting, not work
@@ -35,8 +35,10 @@ class Dataset:
     name: of the dataset.
     meta: facts that its maker gave.
     index: memory-mapped columns by name, see `data_pipeline.index`.
+    storage: of a clip dataset, "raw" or "encoded": arrays, or `EncodedVideo`s; None of latents.
     shards: `records` and `bytes` of every shard, by split.
     latent_channels, text_state_width: c and k of a latent dataset; None where there is none.
+    widths: the two by name, those that are known.
     fingerprint: sha256, the same for the same records and meta however they are sharded.
   """
 
@@ -48,9 +50,11 @@ class Dataset:
     self.version: int = described["version"]
     self.name: str = described["name"]
     self.meta: dict = described["meta"]
+    self.storage: str | None = described.get("storage")
     self.shards: dict[str, list[dict[str, int]]] = described["shards"]
-    self.latent_channels: int | None = described["widths"].get("latent_channels")
-    self.text_state_width: int | None = described["widths"].get("text_state_width")
+    self.widths: dict[str, int | None] = described["widths"]
+    self.latent_channels: int | None = self.widths.get("latent_channels")
+    self.text_state_width: int | None = self.widths.get("text_state_width")
     self.fingerprint: str = described["fingerprint"]
     self.index = index_module.read_index(path / "index", self.kind)
     self._readers = ShardReaders()
@@ -63,6 +67,8 @@ class Dataset:
   def open(cls, path: str | os.PathLike, *, kind: str | None) -> "Dataset":
     """Opens a dataset and compares every shard with the index.
 
+    Where a change of the dataset (`data_pipeline.change`) was killed, it is ended first.
+
     Args:
       path: the folder.
       kind: "clip" or "latent", what the caller can use; None for either.
@@ -71,6 +77,7 @@ class Dataset:
       OSError: there is no file descriptor left.
     """
     folder = check_local(path, "dataset")
+    mend(absolute(path))
     dataset = cls(folder, _read_meta(folder, kind))
     dataset._check_shards()
     return dataset
@@ -116,7 +123,8 @@ class Dataset:
 
   def verify(self) -> None:
     """Reads the whole index. Raises BadInput: the fingerprint was made of another one."""
-    facts = {name: self._described[name] for name in ("kind", "version", "meta", "widths")}
+    names = ("kind", "version", "meta", "widths", "storage")
+    facts = {name: self._described[name] for name in names if name in self._described}
     found = index_module.fingerprint(facts, self.index)
     if found != self.fingerprint:
       raise BadInput(

@@ -8,7 +8,7 @@ import errno
 import hashlib
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,22 +82,54 @@ class IndexBuilder:
       self._columns["caption_tokens"].extend(map(len, record.text_ids))
 
   def columns(self) -> dict[str, np.ndarray]:
-    """The columns so far, as arrays.
+    """The columns so far, as arrays."""
+    return {name: np.array(self._columns[name], kind) for name, kind in self._types.items()}
 
-    Raises:
-      BadInput: two records of one id.
-    """
-    columns = {name: np.array(self._columns[name], kind) for name, kind in self._types.items()}
-    ids = columns["id"]
-    order = np.argsort(ids, kind="stable")
-    twins = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-    if twins.size:
-      first, second = order[twins[0]], order[twins[0] + 1]
-      raise BadInput(
-        f"index: records {first} and {second}, counted from 0, have the same id. "
-        "Give every record of a dataset an id of its own."
-      )
-    return columns
+
+def check_ids(columns: Mapping[str, np.ndarray]) -> None:
+  """Raises BadInput: two records of one id."""
+  ids = columns["id"]
+  order = np.argsort(ids, kind="stable")
+  twins = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+  if twins.size:
+    first, second = order[twins[0]], order[twins[0] + 1]
+    raise BadInput(
+      f"index: records {first} and {second}, counted from 0, have the same id. "
+      "Give every record of a dataset an id of its own."
+    )
+
+
+def join(pieces: Sequence[Mapping[str, np.ndarray]], kind: str) -> dict[str, np.ndarray]:
+  """The columns of several indices, end to end."""
+  columns = {
+    name: np.concatenate([np.zeros(0, dtype), *(piece[name] for piece in pieces)]).astype(dtype)
+    for name, dtype in column_types(kind).items()
+    if name != "caption_offsets"
+  }
+  counts = [np.diff(piece["caption_offsets"]) for piece in pieces]
+  offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *counts]))
+  return columns | {"caption_offsets": offsets.astype(np.int64)}
+
+
+def take(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+  """The columns of some records.
+
+  Args:
+    rows: int64, which, in their new order.
+  """
+  offsets = columns["caption_offsets"]
+  counts = np.diff(offsets)[rows]
+  chosen = {
+    name: column[rows]
+    for name, column in columns.items()
+    if name not in ("caption_offsets", "caption_tokens")
+  }
+  ends = np.cumsum(counts)
+  chosen["caption_offsets"] = np.concatenate([np.zeros(1, np.int64), ends])
+  if "caption_tokens" in columns:
+    within = np.arange(counts.sum()) - np.repeat(ends - counts, counts)
+    chosen["caption_tokens"] = columns["caption_tokens"][np.repeat(offsets[rows], counts) + within]
+  return chosen
 
 
 def hash_content(data: bytes) -> int:

@@ -98,7 +98,8 @@ def latent_batches(
     skip_steps=skip_steps,
     cursor=cursor,
     share=(rank, ranks),
-    read_options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch),
+    threads=threads,
+    prefetch=prefetch,
   )
 
 
@@ -145,13 +146,14 @@ class LatentBatches:
     skip_steps: Sequence[Sequence[int]],
     cursor: Mapping | None,
     share: tuple[int, int],
-    read_options: grain.ReadOptions,
+    threads: int,
+    prefetch: int,
   ) -> None:
     self._settings, self._mixture = settings, mixture
     self._facts = dict(split=split, given_first_frame=given_first_frame)
     self._windows = mixture.windows(settings.window_clips)
     many = mixture.clips > _FEW
-    kept = _PLANS_KEPT if many else int(read_options.num_threads) + _PLANS_KEPT
+    kept = _PLANS_KEPT if many else threads + _PLANS_KEPT
     self._plans = Plans(self._make_plan, kept)
     self._cursor, self._ahead = self._start(cursor, skip_steps)
     here = self._cursor.bin // settings.rows
@@ -165,7 +167,8 @@ class LatentBatches:
     )
     reader = RowReader(datasets, settings, given_first_frame, (mixture.seed, mixture.stage))
     steps = grain.MapDataset.source(bins).map(reader.read_step)[here:]
-    self._steps = iter(steps.to_iter_dataset(read_options))
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    self._steps = iter(steps.to_iter_dataset(reading))
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self

@@ -5,65 +5,33 @@ shard a record is a `tf.train.Example` with the layout of TFDS; `stored_columns`
 """
 
 import dataclasses
+import json
 import math
 import typing
 from typing import Annotated
 
-import ml_dtypes
 import numpy as np
 
 from data_pipeline import example
+from data_pipeline.column import Column
 from data_pipeline.errors import BadInput
+from data_pipeline.video import EncodedVideo, Video
 
-CLIP_VERSION = 1
-LATENT_VERSION = 1
+CLIP_VERSION = 2
+LATENT_VERSION = 2
 SPLITS = ("train", "held_out", "held_out_combination")
+STORAGES = ("raw", "encoded")  # of the videos of a clip dataset: arrays, or `EncodedVideo`s
 LENGTHS = "text_lengths"  # stored beside ragged columns: tokens of each caption
-
-_TEXT = ("str", "bytes")
-_NUMPY = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-  """One field of a record.
-
-  Attributes:
-    dtype: a numpy name, "bfloat16" (stored as its uint16 bits), "str" or "bytes".
-    shape: () for one value; a number is a fixed length, a name a free one, and the same name is the
-      same length throughout a record.
-    unit: of the values.
-    meaning: what the field says.
-    ragged: a tuple with one array of `shape` for every caption, stored end to end.
-  """
-
-  dtype: str
-  shape: tuple[int | str, ...]
-  unit: str
-  meaning: str
-  ragged: bool = False
-
-  @property
-  def numpy_dtype(self) -> np.dtype:
-    return _NUMPY.get(self.dtype) or np.dtype(self.dtype)
-
-  @property
-  def stored_dtype(self) -> np.dtype:
-    return np.dtype(np.uint16) if self.dtype == "bfloat16" else self.numpy_dtype
-
-  @property
-  def is_text(self) -> bool:
-    return self.dtype in _TEXT
-
-  @property
-  def has_shape(self) -> bool:
-    """The shape is stored too, as TFDS does from two free sides on."""
-    return not self.ragged and sum(isinstance(side, str) for side in self.shape) > 1
+VIDEO_SHAPE = "video_shape"  # stored beside an encoded video
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ClipRecord:
-  """Frames with their rate and captions. Images are clips of one frame."""
+  """Frames with their rate and captions. Images are clips of one frame.
+
+  `video` is an array or an `EncodedVideo`, which tell `shape` and `dtype` alike;
+  `data_pipeline.video.as_frames` makes an array of either.
+  """
 
   version: Annotated[int, Column("int32", (), "", "of this layout")] = CLIP_VERSION
   id: Annotated[str, Column("str", (), "", "unique in its dataset")]
@@ -72,10 +40,11 @@ class ClipRecord:
   split: Annotated[str, Column("str", (), "", "one of SPLITS")]
   start_frame: Annotated[int, Column("int64", (), "frames", "first frame, counted in the source")]
   fps: Annotated[float, Column("float32", (), "frames/second", "rate of `video`")]
-  video: Annotated[np.ndarray, Column("uint8", ("F", "H", "W", 3), "0..255", "RGB frames")]
+  video: Annotated[Video, Column("uint8", ("F", "H", "W", 3), "0..255", "RGB frames")]
   captions: Annotated[tuple[str, ...], Column("str", ("captions",), "", "each true of the clip")]
   attributes: Annotated[str, Column("str", (), "JSON", '"" if unknown')]
   truth: Annotated[bytes, Column("bytes", (), "npz", "per-frame truth; empty if unknown")]
+  scores: Annotated[str, Column("str", (), "JSON", 'measured numbers by name, "" if none')] = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,6 +77,7 @@ class LatentRecord:
     tuple | None, Column("bfloat16", ("tokens", "k"), "1", "states of the tokens", ragged=True)
   ] = None
   attributes: Annotated[str, Column("str", (), "JSON", '"" if unknown')]
+  scores: Annotated[str, Column("str", (), "JSON", 'measured numbers by name, "" if none')] = ""
 
 
 Record = ClipRecord | LatentRecord
@@ -124,9 +94,10 @@ def columns(kind: str) -> dict[str, Column]:
 COLUMNS = {kind: columns(kind) for kind in CLASSES}
 
 
-def stored_columns(kind: str) -> dict[str, Column]:
+def stored_columns(kind: str, storage: str = "raw") -> dict[str, Column]:
   """The table as it lies in a shard: bfloat16 as its bits; ragged columns end to end and flat, with
-  the captions' lengths beside them (TFDS cannot read an empty array of two free sides).
+  the captions' lengths beside them (TFDS cannot read an empty array of two free sides); an encoded
+  video as the bytes of its file, with its shape beside it.
   """
   table = {
     name: column if column.is_text else dataclasses.replace(column, dtype=str(column.stored_dtype))
@@ -137,11 +108,21 @@ def stored_columns(kind: str) -> dict[str, Column]:
       table[name] = dataclasses.replace(column, shape=("values",))
   if any(column.ragged for column in table.values()):
     table[LENGTHS] = Column("int32", ("captions",), "tokens", "of every caption")
+  if storage == "encoded":
+    table["video"] = Column("bytes", (), "MP4", "RGB frames, as H.264")
+    table[VIDEO_SHAPE] = Column("int64", (4,), "frames, pixels", "F, H, W, 3 of the video")
   return table
 
 
 def kind_of(record: Record) -> str:
   return next(kind for kind, cls in CLASSES.items() if isinstance(record, cls))
+
+
+def storage_of(record: Record) -> str | None:
+  """One of STORAGES, how a clip's video is kept; None of a latent."""
+  if not isinstance(record, ClipRecord):
+    return None
+  return "encoded" if isinstance(record.video, EncodedVideo) else "raw"
 
 
 def check_record(record: Record) -> None:
@@ -154,6 +135,8 @@ def check_record(record: Record) -> None:
         _check_ragged(record, name, column, value)
     elif column.is_text:
       _check_text(record, name, column, value)
+    elif isinstance(value, EncodedVideo):
+      _check_encoded(record, value)
     elif column.shape:
       _check_array(record, name, column, value, sides)
   _check_values(record)
@@ -188,6 +171,16 @@ def _check_array(record, name: str, column: Column, value, sides: dict[str, int]
     )
 
 
+def _check_encoded(record, video: EncodedVideo) -> None:
+  sides = video.shape
+  if len(sides) != 4 or sides[3] != 3 or min(sides) < 1 or not isinstance(video.data, bytes):
+    _refuse(
+      record,
+      f"video is encoded as {type(video.data).__name__} of {sides}, not bytes of [F,H,W,3]",
+      "Make it with encode_video.",
+    )
+
+
 def _check_ragged(record, name: str, column: Column, value: typing.Any) -> None:
   if len(value) != len(record.captions):
     _refuse(
@@ -209,6 +202,20 @@ def _check_values(record: Record) -> None:
     _refuse(record, f"split={record.split!r} is unknown", f"Use one of {', '.join(SPLITS)}.")
   if not (math.isfinite(record.fps) and record.fps > 0):
     _refuse(record, f"fps={record.fps} is no rate", "Give frames a second, above 0.")
+  if record.scores and not _are_scores(record.scores):
+    _refuse(
+      record, f"scores={record.scores[:80]!r} is no JSON object of numbers", "Give finite ones."
+    )
+
+
+def _are_scores(text: str) -> bool:
+  try:
+    scores = json.loads(text)
+  except ValueError:
+    return False
+  return isinstance(scores, dict) and all(
+    type(number) in (int, float) and math.isfinite(number) for number in scores.values()
+  )
 
 
 def serialize(record: Record) -> bytes:
@@ -219,6 +226,8 @@ def serialize(record: Record) -> bytes:
     if column.ragged:
       parts = (np.asarray(part, column.numpy_dtype) for part in value or ())
       values[name] = [b"".join(part.tobytes() for part in parts)]
+    elif isinstance(value, EncodedVideo):
+      values |= {name: [value.data], VIDEO_SHAPE: list(value.shape)}
     elif column.is_text:
       values[name] = [_to_bytes(part) for part in (value if column.shape else (value,))]
     elif column.shape:
@@ -241,7 +250,7 @@ def _store_array(name: str, column: Column, array: np.ndarray) -> dict[str, exam
 
 
 def deserialize(kind: str, data: bytes) -> Record:
-  """Inverse of `serialize`. Arrays are read-only views."""
+  """Inverse of `serialize`. Arrays are read-only views; an encoded video is not decoded."""
   values = example.parse(data)
   lengths = np.frombuffer(values[LENGTHS][0], np.int32) if LENGTHS in values else None
   fields = {name: _restore(name, column, values, lengths) for name, column in COLUMNS[kind].items()}
@@ -254,6 +263,8 @@ def _restore(name: str, column: Column, values, lengths):
     return parts if column.shape else parts[0]
   if not column.shape:
     return values[name][0]
+  if name == "video" and VIDEO_SHAPE in values:
+    return EncodedVideo(values[name][0], tuple(values[VIDEO_SHAPE]))
   data = values[f"{name}/value" if column.has_shape else name][0]
   array = np.frombuffer(data, column.stored_dtype).view(column.numpy_dtype)
   if column.has_shape:

@@ -10,7 +10,12 @@ from data_pipeline.records import Column
 
 
 def write_metadata(
-  folder: Path, kind: str, *, name: str, shards: Mapping[str, Sequence[Mapping[str, int]]]
+  folder: Path,
+  kind: str,
+  *,
+  name: str,
+  storage: str | None,
+  shards: Mapping[str, Sequence[Mapping[str, int]]],
 ) -> None:
   """Writes the two files, so that `tfds.builder_from_directory(folder)` reads the shards there.
 
@@ -18,6 +23,7 @@ def write_metadata(
     folder: holds the shards under their final names.
     kind: of the records.
     name: of the dataset.
+    storage: of the videos, one of `records.STORAGES`; None of latents.
     shards: `records` and `bytes` of every shard, by split.
   """
   # Seconds of imports that only the end of writing needs, not the processes that read.
@@ -37,7 +43,7 @@ def write_metadata(
   ]
   tfds.folder_dataset.write_metadata(
     data_dir=folder,
-    features=features(kind),
+    features=features(kind, storage or "raw"),
     split_infos=splits,
     version=f"{records.VERSIONS[kind]}.0.0",
     filename_template=template,
@@ -45,12 +51,12 @@ def write_metadata(
   )
 
 
-def features(kind: str):
+def features(kind: str, storage: str = "raw"):
   """The `tfds.features.FeaturesDict` of a kind of record, as it is stored."""
   from tensorflow_datasets.core import features as tfds_features
 
   return tfds_features.FeaturesDict(
-    {name: _feature(column) for name, column in records.stored_columns(kind).items()}
+    {name: _feature(column) for name, column in records.stored_columns(kind, storage).items()}
   )
 
 
@@ -63,7 +69,8 @@ def _feature(column: Column):
     text = tfds_features.Tensor(shape=(), dtype=np.object_, doc=doc)
     return tfds_features.Sequence(text, doc=doc) if column.shape else text
   shape = tuple(None if isinstance(side, str) else side for side in column.shape)
-  encoding = "bytes" if shape else "none"
+  # Sides of an encoded video are numbers, as TFDS itself stores those of arrays.
+  encoding = "bytes" if shape and column.dtype != "int64" else "none"
   return tfds_features.Tensor(
     shape=shape, dtype=column.stored_dtype.type, encoding=encoding, doc=doc
   )

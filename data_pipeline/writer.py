@@ -1,38 +1,39 @@
 """Writes a dataset folder, whole or not at all. Its layout is in `data_pipeline.dataset`."""
 
-import fcntl
+import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from data_pipeline import index, records, tfds_folder
 from data_pipeline.errors import BadInput
+from data_pipeline.folder import (
+  Claim,
+  absolute,
+  check_free,
+  neighbour,
+  settle,
+  shard_name,
+  sync,
+  sync_file,
+  writable,
+)
 from data_pipeline.records import Record
 
 # One record a group: reading one decodes nothing beside it. zstd gains little on latents.
 _OPTIONS = "group_size:1,uncompressed"
-_REMOTE = re.compile(r"^[a-z0-9]+://", re.IGNORECASE)
-
-
-def check_local(path: str | os.PathLike, where: str) -> Path:
-  """A path that plain file calls reach. Raises BadInput for gs://, s3:// and the like."""
-  if _REMOTE.match(os.fspath(path)):
-    raise BadInput(
-      f"{where}: path={path} is not a folder of this machine (remote shards read as empty). "
-      "Mount the bucket, and give the path below the mount."
-    )
-  return Path(path)
-
-
-def shard_name(name: str, split: str, shard: int, shards: int) -> str:
-  """File name of a shard, as TFDS has it."""
-  return f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
+_ERRORS = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+  *(errno.ENOENT, errno.ENOTDIR, errno.EMFILE, errno.ENFILE, errno.EIO),
+)
+Sizes = dict[str, list[dict[str, int]]]  # `records` and `bytes` of every shard, by split
 
 
 class DatasetWriter:
@@ -57,173 +58,243 @@ class DatasetWriter:
     meta: JSON-able facts about the dataset: which VAE, which text encoder. Part of the fingerprint.
   Raises:
     BadInput: a bad argument or record; `path` is taken or cannot be written; no record was added.
+    OSError: the disk is full.
   """
 
   def __init__(
     self, path: str | os.PathLike, kind: str, *, name: str, shard_bytes: int, meta: Mapping
   ):
-    if kind not in records.CLASSES or not re.fullmatch("[a-z][a-z0-9_]*", name) or shard_bytes < 1:
-      raise BadInput(
-        f"dataset: kind={kind!r}, name={name!r} or shard_bytes={shard_bytes} is unusable. "
-        "Use kind clip or latent, a name of a-z, 0-9, _, and a positive size."
-      )
-    self.path = Path(os.path.abspath(check_local(path, "dataset")))
-    self.folder = self.path.with_name(f".{self.path.name}.partial")
-    self._lock_path = self.path.with_name(f".{self.path.name}.lock")
+    check_names(kind, name)
+    if shard_bytes < 1:
+      raise BadInput(f"dataset: shard_bytes={shard_bytes} is below 1. Give a positive size.")
+    self.path = absolute(path)
+    self.folder = neighbour(self.path, "partial")
     self.fingerprint: str | None = None
-    self._kind, self._name, self._shard_bytes = kind, name, shard_bytes
-    self._meta = json.loads(json.dumps(dict(meta)))
-    self._index = index.IndexBuilder(kind)
-    self._splits: dict[str, _Shards] = {}
-    self._widths: dict[str, int | None] = {}
+    self._facts = Facts(kind, name, meta)
+    self._shard_bytes = shard_bytes
 
   def __enter__(self) -> "DatasetWriter":
-    self._check_free()
-    try:
-      if not self.path.parent.exists():
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-      self._claim()
+    check_free(self.path)
+    with writable(self.path):
+      self._claim = Claim(self.path)
       try:
-        self._check_free()  # another writer may have finished before the lock was ours
+        settle(self.path)
+        check_free(self.path)  # another writer may have finished before the lock was ours
         if self.folder.exists():
           shutil.rmtree(self.folder)  # what a killed writer left
         self.folder.mkdir()
       except BaseException:
-        self._release()
+        self._claim.release()
         raise
-    except OSError as error:
-      raise BadInput(
-        f"dataset: {self.path} cannot be written ({error.strerror}). Give another path."
-      ) from error
+    self._shards = Shards(self.folder, self._facts, shard_bytes=self._shard_bytes)
     return self
-
-  def _check_free(self) -> None:
-    if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-      raise BadInput(
-        f"dataset: {self.path} is not empty. Give another path, or remove what is there first."
-      )
-
-  def _claim(self) -> None:
-    """Takes the lock file, which is held until the end, or says that somebody else has it."""
-    while True:
-      self._lock = open(self._lock_path, "w")
-      try:
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        self._lock.close()
-        raise BadInput(
-          f"dataset: {self.path} is being written by another process. Wait for it to end."
-        ) from None
-      if self._lock_path.exists() and os.path.samestat(
-        os.fstat(self._lock.fileno()), os.stat(self._lock_path)
-      ):
-        return
-      self._lock.close()  # its holder removed it between our two calls
-
-  def _release(self) -> None:
-    """Removes the lock file while it is held, so that nobody can hold a removed one."""
-    self._lock_path.unlink(missing_ok=True)
-    self._lock.close()
 
   def add(self, record: Record) -> None:
     """Appends a record. Raises BadInput: not as its table says, or unlike those before it."""
-    if not isinstance(record, records.CLASSES[self._kind]):
-      raise BadInput(f"dataset: {type(record).__name__} is no {self._kind} record. Convert it.")
-    records.check_record(record)
-    self._check_widths(record)
-    data = records.serialize(record)
-    if record.split not in self._splits:
-      self._splits[record.split] = _Shards(self.folder / record.split, self._shard_bytes)
-    shard, row = self._splits[record.split].write(data)
-    self._index.add(record, data, shard=shard, row=row)
-
-  def _check_widths(self, record: Record) -> None:
-    """Widths that a model is built for: the same in all records."""
-    if not isinstance(record, records.LatentRecord):
-      return
-    widths: dict[str, int | None] = {"latent_channels": record.latent.shape[-1]}
-    if record.captions:
-      widths["text_state_width"] = record.text_states[0].shape[1] if record.text_states else None
-    for name, width in widths.items():
-      if self._widths.setdefault(name, width) != width:
-        raise BadInput(
-          f"dataset: {name}={width} of record {record.id!r} is not the {self._widths[name]} of "
-          "those before it. Encode a dataset with one VAE and one text encoder."
-        )
+    self._shards.add(record)
 
   def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
     try:
       if kind is None:
         self._finish()
     finally:
-      for shards in self._splits.values():
-        shards.abandon()
+      self._shards.abandon()
       shutil.rmtree(self.folder, ignore_errors=True)
-      self._release()
+      self._claim.release()
 
   def _finish(self) -> None:
-    if not len(self._index):
-      raise BadInput(f"dataset: {self.path} would hold no records. Check what was to be written.")
-    columns = self._index.columns()
-    shards = {s: self._splits[s].finish() for s in records.SPLITS if s in self._splits}
-    for split, sizes in shards.items():
-      for i in range(len(sizes)):
-        source = self.folder / f"{split}-{i}"
-        source.rename(self.folder / shard_name(self._name, split, i, len(sizes)))
-    index.write_index(self.folder / "index", columns)
-    tfds_folder.write_metadata(self.folder, self._kind, name=self._name, shards=shards)
-    facts = {
-      "kind": self._kind,
-      "version": records.VERSIONS[self._kind],
-      "meta": self._meta,
-      "widths": self._widths,
-    }
-    self.fingerprint = index.fingerprint(facts, columns)
-    described = facts | {"name": self._name, "shards": shards, "fingerprint": self.fingerprint}
-    text = json.dumps(described, indent=1) + "\n"
-    (self.folder / "meta.json").write_text(text, encoding="utf-8")
+    columns, sizes = self._shards.finish()
+    for split, shards in sizes.items():
+      for i in range(len(shards)):
+        final = shard_name(self._facts.name, split, i, len(shards))
+        (self.folder / f"{split}-{i}").rename(self.folder / final)
+    self.fingerprint = seal(self.folder, self._facts, columns, sizes, path=self.path)
+    sync(self.folder)
     self.folder.rename(self.path)
+    sync_file(self.path.parent)
 
 
-class _Shards:
-  """Shards of one split, numbered as they come: PREFIX-0, PREFIX-1 ..."""
+def check_names(kind: str, name: str) -> None:
+  """Raises BadInput: no kind of record, or a name that TFDS cannot use."""
+  if kind not in records.CLASSES or not re.fullmatch("[a-z][a-z0-9_]*", name):
+    raise BadInput(
+      f"dataset: kind={kind!r} or name={name!r} is unusable. "
+      "Use kind clip or latent, and a name of a-z, 0-9, _."
+    )
 
-  def __init__(self, prefix: Path, shard_bytes: int):
-    self._prefix, self._shard_bytes = prefix, shard_bytes
-    self._writer: Any = None
-    self._sizes: list[dict[str, int]] = []  # of the shards closed: records, bytes
-    self._records = self._bytes = 0
 
-  def write(self, data: bytes) -> tuple[int, int]:
-    """Appends a record. Returns the number of its shard, and its place in it."""
-    if self._writer is not None and self._bytes + len(data) > self._shard_bytes:
-      self._close()
-    if self._writer is None:
-      path = f"{self._prefix}-{len(self._sizes)}"
-      self._writer = array_record_module.ArrayRecordWriter(path, _OPTIONS)
-    self._writer.write(data)
-    self._records += 1
-    self._bytes += len(data)
-    return len(self._sizes), self._records - 1
+class Facts:
+  """What holds of a whole dataset: what its maker says, and what all of its records share.
 
-  def finish(self) -> list[dict[str, int]]:
-    """Closes the last shard. Returns `records` and `bytes` of each."""
-    if self._writer is not None:
-      self._close()
-    return self._sizes
+  Attributes:
+    kind, name, meta: as `DatasetWriter` has them.
+    storage: of the videos, see `records.STORAGES`; None of latents, and before the first clip.
+    widths: `latent_channels` and `text_state_width` of latents, once they are known.
+  """
+
+  def __init__(self, kind: str, name: str, meta: Mapping, storage: str | None = None):
+    self.kind, self.name = kind, name
+    self.meta: dict = json.loads(json.dumps(dict(meta)))
+    self.storage = storage
+    self.widths: dict[str, int | None] = {}
+
+  @property
+  def hashed(self) -> dict:
+    """JSON-able: the part of the fingerprint that the index does not say."""
+    facts = {
+      "kind": self.kind,
+      "version": records.VERSIONS[self.kind],
+      "meta": self.meta,
+      "widths": self.widths,
+    }
+    return facts | ({"storage": self.storage} if self.kind == "clip" else {})
+
+  def check(self, record: Record) -> None:
+    """Raises BadInput: a record of another kind, storage or width than those before it."""
+    if not isinstance(record, records.CLASSES[self.kind]):
+      raise BadInput(f"dataset: {type(record).__name__} is no {self.kind} record. Convert it.")
+    records.check_record(record)
+    widths: dict[str, int | None] = {}
+    if isinstance(record, records.LatentRecord):
+      widths["latent_channels"] = record.latent.shape[-1]
+      if record.captions:
+        widths["text_state_width"] = record.text_states[0].shape[1] if record.text_states else None
+    self.merge(records.storage_of(record), widths, where=f"record {record.id!r}")
+
+  def merge(self, storage: str | None, widths: Mapping[str, int | None], *, where: str) -> None:
+    """Takes facts of some records in. Raises BadInput: they differ from those that are known."""
+    if self.storage is None:
+      self.storage = storage
+    if storage not in (None, self.storage):
+      raise BadInput(
+        f"dataset: {where} has {storage} video, those before it {self.storage}. Keep all videos of "
+        "a dataset in one way."
+      )
+    for name, width in widths.items():
+      if self.widths.setdefault(name, width) != width:
+        raise BadInput(
+          f"dataset: {name}={width} of {where} is not the {self.widths[name]} of those before it. "
+          "Encode a dataset with one VAE and one text encoder."
+        )
+
+
+def seal(
+  folder: Path, facts: Facts, columns: Mapping[str, np.ndarray], sizes: Sizes, *, path: Path
+) -> str:
+  """Writes all that makes a dataset of the shards in a folder; `meta.json` comes last.
+
+  Args:
+    folder: holds the shards under their final names.
+    facts: of the dataset.
+    columns: its index.
+    sizes: of the shards.
+    path: of the dataset, to be named in errors.
+  Returns:
+    The fingerprint.
+  Raises:
+    BadInput: there is no record, or two have one id.
+  """
+  if not len(columns["row"]):
+    raise BadInput(f"dataset: {path} would hold no records. Check what was to be written.")
+  index.check_ids(columns)
+  index.write_index(folder / "index", columns)
+  tfds_folder.write_metadata(
+    folder, facts.kind, name=facts.name, storage=facts.storage, shards=sizes
+  )
+  fingerprint = index.fingerprint(facts.hashed, columns)
+  described = facts.hashed | {"name": facts.name, "shards": sizes, "fingerprint": fingerprint}
+  text = json.dumps(described, indent=1) + "\n"
+  (folder / "meta.json").write_text(text, encoding="utf-8")
+  return fingerprint
+
+
+class Shards:
+  """Checks records and writes them into shards FOLDER/SPLIT-0, SPLIT-1 …, with their index.
+
+  Args:
+    folder: where to.
+    facts: of the dataset; what the records tell is added.
+    shard_bytes: a shard is closed before it grows beyond this; None for one shard a split.
+  """
+
+  def __init__(self, folder: Path, facts: Facts, *, shard_bytes: int | None):
+    self._folder, self._facts, self._shard_bytes = folder, facts, shard_bytes
+    self._index = index.IndexBuilder(facts.kind)
+    self._open: dict[str, ShardFile] = {}  # the last shard of every split
+    self._sizes: Sizes = {}  # of the shards before it
+
+  def add(self, record: Record) -> None:
+    """Appends a record. Raises BadInput: not as its table says, or unlike those before it."""
+    self._facts.check(record)
+    data = records.serialize(record)
+    file = self._file_for(record.split, len(data))
+    self._index.add(record, data, shard=len(self._sizes[record.split]), row=file.records)
+    file.write(data)
+
+  def _file_for(self, split: str, size: int) -> "ShardFile":
+    file, closed = self._open.get(split), self._sizes.setdefault(split, [])
+    if file and self._shard_bytes and file.bytes + size > self._shard_bytes:
+      closed.append(file.close())
+      file = None
+    if not file:
+      file = self._open[split] = ShardFile(self._folder / f"{split}-{len(closed)}")
+    return file
+
+  def finish(self) -> tuple[dict[str, np.ndarray], Sizes]:
+    """Closes the last shards. Returns the index, and the sizes by split in the order of SPLITS."""
+    for split in list(self._open):
+      self._sizes[split].append(self._open.pop(split).close())
+    return self._index.columns(), {s: self._sizes[s] for s in records.SPLITS if s in self._sizes}
 
   def abandon(self) -> None:
-    """Closes the file of a writer that failed; what it says no longer matters."""
-    writer, self._writer = self._writer, None
-    if writer is not None and writer.is_open():
+    """Closes the files after a failure; what they say no longer matters."""
+    for file in self._open.values():
+      file.abandon()
+
+
+class ShardFile:
+  """One ArrayRecord file that is written; `records` and `bytes` say what it holds so far.
+
+  Raises:
+    OSError: from `write` and `close`, the disk is full or the file cannot be written.
+  """
+
+  def __init__(self, path: Path):
+    self._path, self.records, self.bytes = path, 0, 0
+    self._writer = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+
+  def write(self, data: bytes) -> None:
+    self._try(self._writer.write, data)
+    self.records += 1
+    self.bytes += len(data)
+
+  def close(self) -> dict[str, int]:
+    """Ends the file. Returns its `records` and `bytes`."""
+    self._try(self._writer.close)
+    return {"records": self.records, "bytes": os.path.getsize(self._path)}
+
+  def abandon(self) -> None:
+    if self._writer.is_open():
       try:
-        writer.close()
+        self._writer.close()
       except RuntimeError:  # the disk is full: that was raised before
         pass
 
-  def _close(self) -> None:
-    """Ends the current shard."""
-    self._writer.close()
-    size = os.path.getsize(f"{self._prefix}-{len(self._sizes)}")
-    self._sizes.append({"records": self._records, "bytes": size})
-    self._writer, self._records, self._bytes = None, 0, 0
+  def _try(self, call, *arguments) -> None:
+    try:
+      call(*arguments)
+    except RuntimeError as error:  # the library's, which names the system's in its text
+      found = (code for code in _ERRORS if os.strerror(code) in str(error))
+      code = next(found, errno.EIO)
+      raise OSError(code, f"{os.strerror(code)} ({error})", str(self._path)) from error
+
+
+def write_shard(path: Path, data: Iterable[bytes]) -> dict[str, int]:
+  """Writes serialized records as one shard. Returns its `records` and `bytes`."""
+  file = ShardFile(path)
+  try:
+    for one in data:
+      file.write(one)
+    return file.close()
+  finally:
+    file.abandon()

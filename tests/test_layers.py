@@ -23,7 +23,18 @@ FLOORS = [
 FLOOR = {package: number for number, packages in enumerate(FLOORS) for package in packages}
 
 # What all of sora_jax may know of data_pipeline, what evals also may; commands may know everything.
-SHARED = {"errors", "records", "dataset", "tokens", "packing", "loader", "clips", "hashing"}
+SHARED = {
+  "errors",
+  "records",
+  "dataset",
+  "tokens",
+  "packing",
+  "loader",
+  "clips",
+  "hashing",
+  "renditions",
+  "video",
+}
 JUDGE = {"worlds"}
 
 NEVER = {"clu", "sentence_transformers", "tensorflow", "torch", "transformers"}

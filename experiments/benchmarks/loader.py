@@ -1,9 +1,10 @@
-"""How fast packed batches come out of the loader, beside a torch DataLoader doing the same job.
+"""How fast batches come out of the loaders, beside a torch DataLoader doing the same job.
 
   python -m experiments.benchmarks.loader             a table on stderr
   python -m experiments.benchmarks.loader --json      the last line is JSON
 
-Both read the same records of the same folder (made for the occasion, or --data), in the same bins,
+`latents`: packed batches of latent records. `clips`: windows of encoded video, for a VAE. Both
+sides read the same records of the same folder (made for the occasion), in the same bins or windows,
 with the same number of workers: our threads, torch's processes. They take turns of --seconds each,
 --turns times; rates are medians over the turns. Without torch (`pip install 'sora_jax[bench]'`) its
 column is left out, and said so.
@@ -42,6 +43,7 @@ SETTINGS = dict(
   given_first_frame=0.0,
   cost=cost_of(768),
 )
+WINDOWS = dict(rows=8, frames=17, height=128, width=128)
 CHANNELS, STATE_WIDTH, MOST_TOKENS = 16, 384, 8_000
 
 
@@ -76,6 +78,51 @@ def make_latents(folder: Path, clips: int) -> None:
           attributes="",
         )
       )
+
+
+def make_clips(folder: Path, clips: int) -> None:
+  """H.264 clips of 320x192 pixels, 33 to 97 frames of a moving texture: 1 to 4 s at 24 fps."""
+  rng = np.random.default_rng(0)
+  texture = np.kron(rng.integers(0, 256, (64, 96, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+  with DatasetWriter(folder, "clip", name="bench", shard_bytes=2**26, meta={}) as out:
+    for i in range(clips):
+      count = int(rng.integers(33, 98))
+      (y, x), (dy, dx) = rng.integers(0, 100, 2), rng.integers(0, 3, 2)
+      frames = (texture[y + dy * t // 2 :, x + dx * t // 2 :][:192, :320] for t in range(count))
+      video = encode_video(frames, width=320, height=192, fps=24, codec="h264", quality=20)
+      out.add(
+        ClipRecord(
+          id=str(i),
+          source=str(i),
+          licence="CC0-1.0",
+          split="train",
+          start_frame=0,
+          fps=24.0,
+          video=video,
+          captions=(),
+          attributes="",
+          truth=b"",
+        )
+      )
+
+
+def open_clips(dataset: Dataset, args):
+  return clip_batches(
+    dataset, **WINDOWS, seed=0, split="train", threads=args.workers, prefetch=args.prefetch
+  )
+
+
+def open_torch_clips(dataset: Dataset, args) -> Iterator[dict]:
+  """Batches of the same windows in the same order, as our loader draws them."""
+  from experiments.benchmarks.torch_clips import torch_clips
+
+  ours = open_clips(dataset, args)
+  ours.close()
+  return iter(
+    torch_clips(
+      str(dataset.path), ours.cut, **WINDOWS, workers=args.workers, prefetch=args.prefetch
+    )
+  )
 
 
 def open_ours(dataset: Dataset, args):

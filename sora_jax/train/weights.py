@@ -1,6 +1,7 @@
 """Weights of another run: to start a stage from, or to sample with."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +57,41 @@ def replace_params(params, weights: dict[str, Any], source: str):
   )
 
 
-# What shapes do not show: (file of a run, key, what differs).
-ORIGINS = (
-  ("frozen/vae/config.json", ("fingerprint",), "VAE"),
-  ("frozen/text/config.json", ("fingerprint",), "text encoder"),
-  ("config.json", ("model", "prediction"), "prediction"),
-)
+FROZEN = {"vae": "VAE", "text": "text encoder"}  # what a run keeps in `frozen/`, by folder
+
+
+def check_origin(source: str, made_with: Mapping[str, str | None]) -> None:
+  """Refuses weights that learnt the latents of another VAE, or another encoder's captions.
+
+  Their shapes may be equal all the same.
+
+  Args:
+    source: of the weights, see `read_weights`.
+    made_with: fingerprints of "vae" and "text", those of this run's dataset.
+  Raises:
+    BadInput: the run of `source` keeps another one.
+  """
+  for part, what in FROZEN.items():
+    file = split_source(source)[0] / "frozen" / part / "config.json"
+    theirs, ours = _look_up(file, ("fingerprint",)), made_with[part]
+    if theirs is not None and theirs != ours:
+      raise BadInput(
+        f"train: init_from={source} was trained with another {what} ({str(theirs)[:12]}, this "
+        f"run's latents were made with {str(ours)[:12]}). Encode the clips with that run's {what}, "
+        "or set init_from=''."
+      )
 
 
 def compare_origin(source: str, workdir: Path) -> list[str]:
-  """Warnings, one line each: what `source` was trained with, and this run, as far as both say.
-
-  Weights of equal shapes may still mean something else: latents of another VAE, states of another
-  text encoder, or velocities instead of clean patches.
-  """
-  run, warnings = split_source(source)[0], []
-  for file, keys, what in ORIGINS:
-    theirs, ours = (_look_up(folder / file, keys) for folder in (run, workdir))
-    if None not in (theirs, ours) and theirs != ours:
-      warnings.append(
-        f"init_from: {source} was trained with another {what} ({str(theirs)[:12]}, here "
-        f"{str(ours)[:12]}). Its weights have to learn that anew."
-      )
-  return warnings
+  """A warning when `source` was trained to predict something else, as far as both runs say."""
+  run, keys = split_source(source)[0], ("model", "prediction")
+  theirs, ours = (_look_up(folder / "config.json", keys) for folder in (run, workdir))
+  if None in (theirs, ours) or theirs == ours:
+    return []
+  return [
+    f"init_from: {source} was trained with another prediction ({theirs}, here {ours}). Its weights "
+    "have to learn that anew."
+  ]
 
 
 def _look_up(path: Path, keys: tuple[str, ...]) -> Any:

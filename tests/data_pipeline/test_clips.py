@@ -1,5 +1,6 @@
 """Windows for the VAE: every clip once an epoch, cut where the hash says, and resumed by number."""
 
+import dataclasses
 import json
 import logging
 
@@ -11,6 +12,7 @@ from data_pipeline.clips import clip_batches
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
+from data_pipeline.video import encode_video
 from data_pipeline.writer import DatasetWriter
 
 SIZES = [(9, 16, 16), (12, 16, 20), (9, 20, 16), (5, 16, 16), (9, 12, 16), (30, 24, 24)]
@@ -48,6 +50,21 @@ def dataset(tmp_path_factory):
 
 def stream(dataset, *, rows=4, seed=0, split="train", **settings):
   return clip_batches(dataset, split=split, rows=rows, seed=seed, **(WINDOW | settings))
+
+
+def test_encoded_clips_give_the_same_windows(dataset, tmp_path):
+  with DatasetWriter(tmp_path / "data", "clip", name="tiny", shard_bytes=50_000, meta={}) as writer:
+    for row in range(CLIPS):
+      record = dataset.read(row)
+      _, height, width, _ = record.video.shape
+      size = dict(width=width, height=height, fps=8.0)
+      video = encode_video(record.video, codec="lossless", **size)
+      writer.add(dataclasses.replace(record, video=video))
+  encoded = Dataset.open(tmp_path / "data", kind="clip")
+  assert encoded.storage == "encoded" and dataset.storage == "raw"
+  raw, found = take(stream(dataset), 5), take(stream(encoded), 5)
+  for name in raw:
+    np.testing.assert_array_equal(raw[name], found[name])
 
 
 def take(batches, count):

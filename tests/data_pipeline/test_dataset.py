@@ -198,7 +198,7 @@ def test_refuses_what_is_no_dataset_of_the_kind(folder, tmp_path):
     Dataset.open("gs://bucket/x", kind="clip")
   meta = json.loads((folder / "meta.json").read_text())
   (folder / "meta.json").write_text(json.dumps(meta | {"version": 99}))
-  with pytest.raises(BadInput, match="version=99 of .* is not 1"):
+  with pytest.raises(BadInput, match="version=99 of .* is not 2"):
     Dataset.open(folder, kind="latent")
   (folder / "meta.json").write_text("{")
   with pytest.raises(BadInput, match="meta.json is damaged"):

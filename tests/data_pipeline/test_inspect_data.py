@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from data_pipeline.errors import BadInput
-from data_pipeline.records import ClipRecord, LatentRecord
+from data_pipeline.records import LATENT_VERSION, ClipRecord, LatentRecord
 from data_pipeline.writer import DatasetWriter
 from sora_jax.commands import inspect
 from sora_jax.commands.inspect_data import describe_dataset, print_dataset
 
-COMMON = dict(licence="CC0-1.0", start_frame=0, attributes="")
+COMMON = dict(licence="CC0-1.0", start_frame=0, attributes="", scores="")
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_describes_latents(latents):
     "path": str(latents),
     "kind": "latent",
     "name": "tiny",
-    "version": 1,
+    "version": LATENT_VERSION,
     "meta": {"vae": "abc"},
     "clips": 4,
     "splits": {"train": 3, "held_out": 1},
@@ -90,14 +90,25 @@ def test_describes_latents(latents):
     "fps": {"7.5": 1, "8": 3},
     "sources": 2,
     "captions": {"total": 6, "without": 1},
+    "seconds": None,
+    "histograms": {
+      "captions": {"edges": [0, 1, 2, 3], "counts": [1, 0, 3]},
+      "tokens": {
+        "edges": list(range(0, 90, 5)),
+        "counts": [1, 0, 0, 0, 2, *[0] * 11, 1],
+      },
+    },
   }
 
 
 def test_describes_clips(clips):
   facts = describe_dataset(clips)
   assert facts["pixels"] == 210 * 8 * 6 and facts["seconds"] == pytest.approx(21)
+  assert facts["storage"] == "raw"
   assert facts["clips"] == len(facts["shards"]) == len(facts["shapes"]) == 20
   assert facts["captions"] == {"total": 0, "without": 20} and "tokens" not in facts
+  assert set(facts["histograms"]) == {"seconds", "captions"}
+  assert sum(facts["histograms"]["seconds"]["counts"]) == 20
 
 
 def test_prints_on_stderr_and_shortens(clips, latents, capsys):

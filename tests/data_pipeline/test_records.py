@@ -12,6 +12,7 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 from data_pipeline import example, records, tfds_folder
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord, LatentRecord
+from data_pipeline.video import EncodedVideo, as_frames, encode_video
 
 BF16 = ml_dtypes.bfloat16
 TEXT = st.text(max_size=12)
@@ -32,6 +33,12 @@ def make_clip(seed=0, captions=("a red disc", "ein Kreis für zwei"), **fields):
     truth=b"\x00npz\x00\xff\x00",
   )
   return ClipRecord(**(base | fields))
+
+
+def make_encoded(seed=0, **fields):
+  video = make_clip(seed).video
+  encoded = encode_video(video, width=5, height=4, fps=23.976, codec="lossless")
+  return make_clip(seed, video=encoded, **fields)
 
 
 def make_latent(seed=0, lengths=(3, 0, 5), states=True, **fields):
@@ -75,7 +82,11 @@ def assert_same(a, b):
   [
     make_clip(),
     make_clip(captions=(), truth=b"", attributes=""),
+    make_clip(scores='{"motion": 0.25, "cuts": 3, "nsfw": -1e-3}'),
+    make_encoded(),
+    make_encoded(captions=(), truth=b"", scores="{}"),
     make_latent(),
+    make_latent(scores='{"motion": 0.25}'),
     make_latent(states=False),
     make_latent(lengths=(4,)),
     make_latent(lengths=(), states=False),
@@ -138,6 +149,21 @@ def test_tfds_reads_a_latent(record):
   assert found["crop"].tolist() == list(record.crop)
 
 
+def test_encoded_clips_are_the_same_clips():
+  record = make_encoded(scores='{"motion": 1}')
+  found = tfds_folder.features("clip", "encoded").deserialize_example_np(records.serialize(record))
+  assert found["video"] == record.video.data and found["scores"].decode() == record.scores
+  assert found["video_shape"].dtype == np.int64 and tuple(found["video_shape"]) == (3, 4, 5, 3)
+  values = example.parse(records.serialize(record))
+  assert values["video_shape"] == [3, 4, 5, 3] and "video/value" not in values
+  back = records.deserialize("clip", records.serialize(record))
+  assert isinstance(back.video, EncodedVideo) and back.video.shape == make_clip().video.shape
+  np.testing.assert_array_equal(as_frames(back.video), make_clip().video)
+  assert [records.storage_of(r) for r in (record, make_clip(), make_latent())] == [
+    *("encoded", "raw", None)
+  ]
+
+
 def test_we_read_what_tfds_writes():
   clip = make_clip()
   table = tfds_folder.features("clip")
@@ -174,7 +200,19 @@ def test_every_column_says_what_it_is():
     (make_clip(fps=float("nan")), "fps=nan is no rate"),
     (make_clip(fps=0.0), "fps=0.0 is no rate"),
     (make_clip(id=""), "id='', source='source' must not be empty"),
-    (make_clip(version=2), "version=2 is not 1"),
+    (make_clip(version=1), "version=1 is not 2"),
+    (
+      make_clip(video=EncodedVideo(b"x", (3, 4, 5))),
+      r"video is encoded as bytes of \(3, 4, 5\), not",
+    ),
+    (make_clip(video=EncodedVideo(b"x", (3, 0, 5, 3))), r"not bytes of \[F,H,W,3\]"),
+    (make_clip(video=EncodedVideo("x", (3, 4, 5, 3))), "video is encoded as str of"),
+    (make_clip(scores="motion"), "scores='motion' is no JSON object of numbers"),
+    (make_clip(scores="[1]"), "is no JSON object of numbers"),
+    (make_clip(scores='{"a": NaN}'), "is no JSON object of numbers .*Give finite ones"),
+    (make_clip(scores='{"a": true}'), "is no JSON object of numbers"),
+    (make_latent(scores='{"a": "b"}'), "is no JSON object of numbers"),
+    (make_latent(scores=None), "scores is not str"),
     (make_latent(latent=np.zeros((1, 2, 2, 4), np.float32)), "latent is float32 .* not bfloat16"),
     (make_latent(crop=(0, 0)), r"crop is int64|crop is int32 \(2,\), not int32 \[4\]"),
     (make_latent(crop=(0.5, 0, 0, 0)), "crop is float64"),

@@ -1,5 +1,6 @@
 """Dataset folders are written whole or not at all, by one writer at a time."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,15 +13,18 @@ import pytest
 from data_pipeline import writer as writer_module
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from data_pipeline.folder import Claim
 from data_pipeline.writer import DatasetWriter
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_refuses_bad_arguments(tmp_path):
-  for kind, name, size in [("video", "x", 1), ("clip", "X-1", 1), ("clip", "x", 0)]:
+  for kind, name in [("video", "x"), ("clip", "X-1"), ("clip", "")]:
     with pytest.raises(BadInput, match="is unusable. Use kind clip or latent"):
-      DatasetWriter(tmp_path / "x", kind, name=name, shard_bytes=size, meta={})
+      DatasetWriter(tmp_path / "x", kind, name=name, shard_bytes=1, meta={})
+  with pytest.raises(BadInput, match="shard_bytes=0 is below 1"):
+    DatasetWriter(tmp_path / "x", "clip", name="x", shard_bytes=0, meta={})
   with pytest.raises(BadInput, match="Mount the bucket"):
     DatasetWriter("s3://bucket/x", "clip", name="x", shard_bytes=1, meta={})
 
@@ -75,8 +79,13 @@ def test_two_writers_of_one_path(tmp_path, latents, write):
 def test_a_writer_that_waited_sees_the_finished_dataset(tmp_path, latents, monkeypatch, write):
   """Another writer finishes between the look at the path and the lock."""
   late = DatasetWriter(tmp_path / "data", "latent", name="tiny", shard_bytes=4000, meta={})
-  claim = late._claim
-  monkeypatch.setattr(late, "_claim", lambda: (write(tmp_path / "data", latents), claim()))
+
+  def claim_late(path):
+    monkeypatch.undo()
+    write(tmp_path / "data", latents)
+    return Claim(path)
+
+  monkeypatch.setattr(writer_module, "Claim", claim_late)
   with pytest.raises(BadInput, match="data is not empty"), late:
     pass
   assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -84,7 +93,7 @@ def test_a_writer_that_waited_sees_the_finished_dataset(tmp_path, latents, monke
 
 
 def test_a_lock_that_its_holder_removed_is_none(tmp_path, monkeypatch, latents, write):
-  flock, path = writer_module.fcntl.flock, tmp_path / ".data.lock"
+  flock, path = fcntl.flock, tmp_path / ".data.lock"
   calls = []
 
   def removed_before_the_first(file, how):
@@ -93,7 +102,7 @@ def test_a_lock_that_its_holder_removed_is_none(tmp_path, monkeypatch, latents, 
     calls.append(path.exists())
     flock(file, how)
 
-  monkeypatch.setattr(writer_module.fcntl, "flock", removed_before_the_first)
+  monkeypatch.setattr(fcntl, "flock", removed_before_the_first)
   with DatasetWriter(tmp_path / "data", "latent", name="tiny", shard_bytes=4000, meta={}) as out:
     out.add(latents[0])
     with pytest.raises(BadInput, match="is being written by another process"):

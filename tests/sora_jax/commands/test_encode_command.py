@@ -10,9 +10,8 @@ import pytest
 from data_pipeline.dataset import Dataset
 from data_pipeline.records import ClipRecord
 from data_pipeline.writer import DatasetWriter
-from sora_jax.commands import encode as encode_command
+from sora_jax.commands import encode_job
 from sora_jax.commands.entry import run_command
-from sora_jax.generate.encode import Encoded
 from sora_jax.generate.media import read_mp4
 from sora_jax.models.frozen_vae import load_frozen_vae
 from sora_jax.models.text.registry import load_text_encoder
@@ -53,7 +52,7 @@ def made(tmp_path_factory, compiled_in_haste, request):
   with contextlib.chdir(request.config.rootpath):
     run_command("data", [*world, f"--out={clips}"])
     run_command("train", [*VAE, f"--workdir={vae}", f"--config.data.path={clips}"])
-    words = (f"--workdir={vae}", "--text=bytes", f"--data={clips}", f"--out={folder / 'latents'}")
+    words = [f"--workdir={vae}", "--text=bytes", f"--data={clips}", f"--out={folder / 'latents'}"]
     run_command("encode", words)
   return folder
 
@@ -109,35 +108,11 @@ def write_images(path, sizes):
       writer.add(ClipRecord(id=str(i), source=str(i), video=video, **facts))
 
 
-@pytest.mark.parametrize(
-  "sizes, text",
-  [
-    ([(16, 16 * (i + 1)) for i in range(65)], "encode: the 65 clips have 65 shapes"),
-    ([(16, 16), (16, 16), (16, 15)], "encode: 1 of 3 clips are smaller than one patch (16x16"),
-  ],
-)
-def test_clips_that_cannot_all_be_encoded_are_refused_at_once(
-  sora, made, tmp_path, monkeypatch, sizes, text
-):
-  write_images(tmp_path / "images", sizes)
-  monkeypatch.setattr(encode_command, "DatasetWriter", None)  # none is opened
+def test_clips_that_are_too_small_are_refused_at_once(sora, made, tmp_path, monkeypatch):
+  write_images(tmp_path / "images", [(16, 16), (16, 16), (16, 15)])
+  monkeypatch.setattr(encode_job, "Parts", None)  # none are begun
   words = (f"--workdir={made / 'vae'}", "--text=bytes", f"--data={tmp_path / 'images'}")
   done = sora("encode", *words, f"--out={tmp_path / 'latents'}")
-  assert done.code == 2 and f"sora {text}" in done.err and len(done.err.splitlines()) == 1
+  text = "sora encode: 1 of 3 clips are smaller than one patch (16x16"
+  assert done.code == 2 and text in done.err and len(done.err.splitlines()) == 1
   assert [path.name for path in tmp_path.iterdir()] == ["images"]
-
-
-def test_captions_do_not_wait_for_more_than_some_latents(made, monkeypatch):
-  """Latents of long clips are handed on before there are many."""
-  clip = Dataset.open(made / "clips", kind="clip").read(0)
-  latent, taken = np.zeros((3, 4, 4, 8), np.float32), []
-  monkeypatch.setattr(encode_command, "TEXT_BYTES", 3 * latent.nbytes)
-
-  def encoded():
-    for i in range(10):
-      taken.append(i)
-      yield Encoded(clip, latent, (9, 32, 32), (0, 0, 0, 0))
-
-  records = encode_command.latent_records(encoded(), load_text_encoder("bytes"))
-  next(records)
-  assert len(taken) == 3 and len(list(records)) == 9

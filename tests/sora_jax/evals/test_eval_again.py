@@ -12,8 +12,7 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
 from data_pipeline.writer import DatasetWriter
-from sora_jax.commands import demo
-from sora_jax.commands import encode as encode_command
+from sora_jax.commands import demo, encode_parts
 from sora_jax.commands import eval as eval_command
 from sora_jax.commands import train as train_command
 
@@ -147,7 +146,7 @@ def test_a_stage_that_is_done_adds_no_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize("captions, kept", [(0, ("a", "b")), (1, ("a",))])
 def test_trims_all_that_latents_do_not_keep(captions, kept):
   record = clip(3, "train")
-  trimmed = encode_command.trim(record, captions)
+  trimmed = encode_parts.trim(record, captions)
   assert trimmed.captions == kept and trimmed.truth == b""
   assert trimmed.video.base is None and trimmed.video.tolist() == [[[[3, 3, 3]]]]
 

@@ -10,16 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import BadInput
-from sora_jax.generate import encode
+from sora_jax.generate import programs
 from sora_jax.generate.encode import (
   centre_crop,
-  check_clips,
   decode_latents,
   encode_clips,
   fit_clip,
   latent_shape,
-  plan_batch,
 )
+from sora_jax.generate.programs import plan_batch
 from sora_jax.models.frozen_vae import FrozenVAE
 from sora_jax.models.vae import make_codec
 
@@ -79,32 +78,6 @@ def test_encodes_in_groups_of_one_shape():
     np.testing.assert_array_equal(found[i].latent, inside)
 
 
-def columns(*sizes):
-  """Index columns of clips of (frames, height, width)."""
-  table = np.array(sizes, np.int32)
-  return {name: table[:, i] for i, name in enumerate(("frames", "height", "width"))}
-
-
-def test_refuses_a_shape_for_every_clip():
-  sizes = [(1, 32, 32 + i) for i in range(16 * 65)]  # 65 widths after cropping to 16
-  check_clips(columns(*sizes[: 16 * 64]), FACTORS, patch_side=2)
-  text = r"the 1040 clips have 65 shapes .* 16 pixels and 1\+4k frames, over the 64 .* or raise the"
-  with pytest.raises(BadInput, match=text):
-    check_clips(columns(*sizes), FACTORS, patch_side=2)
-  check_clips(columns(*sizes), FACTORS, patch_side=4)  # as it says
-
-
-@pytest.mark.parametrize("small", [(9, 15, 40), (9, 40, 15), (0, 16, 16)])
-def test_refuses_clips_that_are_too_small(small):
-  frames, height, width = small
-  text = (
-    rf"2 of 5 clips are smaller than one patch \(16x16 pixels; one is {width}x{height}, {frames} "
-    r"frames\). Leave them out, or use a smaller patch"
-  )
-  with pytest.raises(BadInput, match=text):
-    check_clips(columns((9, 16, 16), small, (1, 40, 40), small, (9, 16, 16)), FACTORS, 2)
-
-
 @settings(deadline=None, max_examples=200)
 @given(
   latents=st.integers(0, 300),
@@ -117,11 +90,11 @@ def test_batches_are_as_large_as_memory_allows(latents, height, width, rows):
   planned, chunk = plan_batch((frames, 8 * height, 8 * width), 4, rows)
   at_once = min(frames, 1 + chunk)
   assert chunk >= 4 and chunk % 4 == 0 and 1 <= planned <= rows
-  fits = planned * at_once * pixels <= encode.PIXELS_AT_ONCE
+  fits = planned * at_once * pixels <= programs.PIXELS_AT_ONCE
   assert fits or (planned == 1 and at_once <= 5)
   more = planned + 1 if at_once == frames else planned
   frames_more = at_once if at_once == frames else at_once + 4
-  assert planned == rows or more * frames_more * pixels > encode.PIXELS_AT_ONCE
+  assert planned == rows or more * frames_more * pixels > programs.PIXELS_AT_ONCE
 
 
 def test_the_demos_clips_are_encoded_64_at_a_time():
@@ -148,7 +121,7 @@ def test_chunks_equal_the_whole(vae, monkeypatch, frames, chunks):
   video = np.random.default_rng(frames).integers(0, 256, (frames, 16, 24, 3), np.uint8)
   (whole,) = encode_clips(vae, [("a", video)], rows=1, patch_side=1)
   assert whole.latent.shape == (1 + (frames - 1) // 4, 2, 3, 2)
-  monkeypatch.setattr(encode, "PIXELS_AT_ONCE", 9 * 16 * 24)
+  monkeypatch.setattr(programs, "PIXELS_AT_ONCE", 9 * 16 * 24)
   lengths, step = [], FrozenVAE.encode_stream
 
   def watched(self, chunks):
@@ -164,7 +137,7 @@ def test_chunks_equal_the_whole(vae, monkeypatch, frames, chunks):
 
 def test_memory_grows_neither_with_length_nor_with_shapes(monkeypatch):
   """Clips of many shapes and lengths: what is encoded at once and what waits stays bounded."""
-  monkeypatch.setattr(encode, "PIXELS_AT_ONCE", 2**13)
+  monkeypatch.setattr(programs, "PIXELS_AT_ONCE", 2**13)
   rng, vae, held = np.random.default_rng(0), Corners(), {}
   shapes = rng.permutation([(f, 16, w) for f in (1, 5, 65, 257) for w in (16, 24, 40)] * 9)
 

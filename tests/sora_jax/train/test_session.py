@@ -14,7 +14,7 @@ from sora_jax.parallel.rules import REPLICATED
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.metrics import Counts, read_metrics
 from sora_jax.train.session import Schedule, Task, check_workdir, train
-from sora_jax.train.weights import compare_origin, read_weights
+from sora_jax.train.weights import check_origin, compare_origin, read_weights
 
 STEPS, EVERY = 4, 2
 
@@ -180,18 +180,28 @@ def test_more_steps_are_allowed_and_said(trained, tmp_path, capsys):
   assert "train: resume: total_steps=4 was 2" in capsys.readouterr().err
 
 
-def test_weights_that_mean_something_else_are_named(tmp_path, capsys):
-  """Equal shapes, but latents of another VAE: allowed, and said."""
-  for name, vae in (("theirs", "a" * 64), ("ours", "b" * 64)):
-    folder = tmp_path / name / "frozen" / "vae"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"fingerprint": vae}))
+def test_weights_that_predict_something_else_are_named(tmp_path, capsys):
+  """Equal shapes, but velocities instead of clean patches: allowed, and said."""
   config = {"seed": 0, "model": {"prediction": "clean"}}
   run(tmp_path / "theirs", config=config)
-  run(tmp_path / "ours", total=0, config=config, init_from=str(tmp_path / "theirs"))
-  said = capsys.readouterr().err
-  assert "was trained with another VAE (aaaaaaaaaaaa, here bbbbbbbbbbbb)" in said
-  assert "text encoder" not in said and "prediction" not in said
-  (tmp_path / "ours" / "config.json").write_text(json.dumps({"model": {"prediction": "velocity"}}))
-  (line,) = compare_origin(f"{tmp_path / 'theirs'}@2", tmp_path / "ours")[1:]
-  assert "another prediction (clean, here velocity)" in line
+  source = str(tmp_path / "theirs")
+  run(tmp_path / "ours", total=0, config=config, init_from=source)
+  assert "prediction" not in capsys.readouterr().err
+  other = {"seed": 0, "model": {"prediction": "velocity"}}
+  run(tmp_path / "others", total=0, config=other, init_from=source)
+  assert "another prediction (clean, here velocity). Its weights" in capsys.readouterr().err
+  assert compare_origin(f"{source}@2", tmp_path / "ours") == []
+
+
+def test_weights_of_another_vae_or_text_encoder_are_refused(tmp_path):
+  made_with = {"vae": "a" * 64, "text": "b" * 64}
+  check_origin(f"{tmp_path}@2", made_with)  # a run that keeps none, such as a VAE's
+  for part, mark in made_with.items():
+    folder = tmp_path / "frozen" / part
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"fingerprint": mark}))
+  check_origin(f"{tmp_path}@2", made_with)
+  for part, what in (("vae", "VAE"), ("text", "text encoder")):
+    text = rf"init_from={tmp_path}@2 was trained with another {what} .* with cccccccccccc\)"
+    with pytest.raises(BadInput, match=text):
+      check_origin(f"{tmp_path}@2", made_with | {part: "c" * 64})

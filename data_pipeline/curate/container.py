@@ -1,0 +1,154 @@
+"""Opens a media file through FFmpeg's libraries so that it can open nothing else.
+
+A playlist, an edit list or a reference in a file names other files and addresses, and FFmpeg would
+follow. Here it gets an open file and no name. Three locks hold, each by itself: only the formats
+below are read, none of which is a list of other files; no protocol is allowed; and whatever still
+asks for a file gets an exception, which refuses the source.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import av
+from av.error import ArgumentError, FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from data_pipeline.curate.types import Refused
+
+FORMATS = (
+  # several streams in a file
+  *("mov", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "nut", "dv"),
+  # one video and nothing else
+  *("mpegvideo", "m4v", "h264", "hevc", "ivf", "obu", "mjpeg", "yuv4mpegpipe", "gif", "apng"),
+)
+_OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
+_BUFFER_BYTES = 1 << 18
+_CONTAINERS = (  # (place, bytes): what a file begins with that was a video once
+  *((4, word) for word in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
+  *((0, word) for word in (b"\x1aE\xdf\xa3", b"FLV", b"OggS", b"GIF8", b"0&\xb2u", b"DKIF")),
+  *((0, word) for word in (b"\0\0\1\xba", b"\0\0\1\xb3", b"YUV4MPEG2", b"\x89PNG\r\n\x1a\n")),
+  *((8, word) for word in (b"AVI ", b"AVIX")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a source may have, beyond which it is refused.
+
+  Attributes:
+    max_side: pixels.
+    max_pixels: of one frame.
+    max_seconds: of the source.
+    max_frames: of the source, at the constant rate.
+    max_fps: frames/second; a faster source is not refused, its rate is divided.
+    max_gap_seconds: that one frame may last.
+  """
+
+  max_side: int = 8192
+  max_pixels: int = 8192 * 4320
+  max_seconds: float = 4 * 3600.0
+  max_frames: int = 1_000_000
+  max_fps: float = 120.0
+  max_gap_seconds: float = 60.0
+
+  def check_size(self, width: int, height: int) -> None:
+    """Raises `Refused` ("too_large") for a picture that is larger."""
+    if max(width, height) > self.max_side or width * height > self.max_pixels:
+      raise Refused("too_large", f"{width}x{height} pixels")
+
+
+class _Reader:
+  """A file as the libraries see it: bytes without a name, never more than were asked for."""
+
+  def __init__(self, file: BinaryIO):
+    self._file = file
+
+  def read(self, size: int) -> bytes:
+    return self._file.read(size)[:size]
+
+  def seek(self, offset: int, whence: int) -> int:
+    return self._file.seek(offset, whence)
+
+  def tell(self) -> int:
+    return self._file.tell()
+
+
+@contextmanager
+def open_media(file: BinaryIO, *, max_pixels: int) -> Iterator[Any]:
+  """Opens a media file, from its beginning: yields PyAV's input container.
+
+  Args:
+    file: seekable, read from its beginning; it is not closed.
+    max_pixels: decoders refuse pictures that are larger, before they take memory for them.
+  Raises:
+    Refused: "empty", "not_video", "damaged", "reaches_out" (it asks for another file), "unreadable"
+      (the storage fails).
+  """
+  file.seek(0)
+  head = file.read(512)
+  if not head:
+    raise Refused("empty", "0 bytes")
+  file.seek(0)
+  with refusing(head):
+    container = av.open(
+      _Reader(file),
+      mode="r",
+      options={"max_pixels": str(max_pixels), "threads": "1"},
+      container_options=_OPTIONS,
+      metadata_errors="replace",
+      buffer_size=_BUFFER_BYTES,
+      io_open=_refuse,
+    )
+  try:
+    yield container
+  finally:
+    container.close()
+
+
+def _refuse(url: str, flags: int, options: dict) -> Any:
+  raise Refused("reaches_out", f"asks for {url[:200]!r}")
+
+
+@contextmanager
+def refusing(head: bytes = b"") -> Iterator[None]:
+  """Turns what FFmpeg and the storage raise into `Refused`.
+
+  Args:
+    head: the first bytes of the file: whether one that cannot be opened was a video.
+  """
+  try:
+    yield
+  except MemoryError:
+    raise
+  except (FFmpegError, UnicodeError) as error:
+    was_video = any(head[place : place + len(word)] == word for place, word in _CONTAINERS)
+    raise Refused("damaged" if was_video else "not_video", _text(error)) from error
+  except OSError as error:
+    raise Refused("unreadable", _text(error)) from error
+
+
+def _text(error: Exception) -> str:
+  if isinstance(error, ArgumentError):  # what the whitelist answers
+    return "of no format that is read here"
+  return str(getattr(error, "strerror", None) or error)[:200]
+
+
+def video_stream(container: Any) -> VideoStream:
+  """The stream to show: FFmpeg's best one that is not a cover picture.
+
+  Raises:
+    Refused: "no_video", or "no_decoder".
+  """
+  cover = Disposition.attached_pic | Disposition.timed_thumbnails
+  shown = [stream for stream in container.streams.video if not stream.disposition & cover]
+  if not shown:
+    kinds = sorted({stream.type for stream in container.streams})
+    raise Refused("no_video", f"{container.format.name} with {', '.join(kinds) or 'no stream'}")
+  best = container.streams.best("video")
+  stream = best if best in shown else shown[0]
+  if stream.codec_context is None:
+    raise Refused("no_decoder", f"stream {stream.index} of {container.format.name}")
+  return stream

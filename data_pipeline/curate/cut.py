@@ -1,0 +1,246 @@
+"""One source, from opening it to encoded clips: what the child process does.
+
+The file is read three times, always frame by frame: small, for cuts and motion; a few frames of
+every window, for all other scores; and the windows that are kept, to encode them. Nothing of a
+source is held but numbers, one encoded clip, and what `media.frames` and `encode_video` hold (see
+there): memory does not grow with its length.
+
+What it leaves is a spool (`spool_writer`).
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from data_pipeline.curate.media import MediaInfo, frames, probe
+from data_pipeline.curate.motion import MotionMeter
+from data_pipeline.curate.picture import Bars, crop, opencv, reduce
+from data_pipeline.curate.scores import Look, judge, look_at
+from data_pipeline.curate.settings import Settings
+from data_pipeline.curate.shots import Shot, make_finder
+from data_pipeline.curate.sources import open_source
+from data_pipeline.curate.spool_writer import Spool, Summary, read_summary
+from data_pipeline.curate.types import Refused, Reject, Source
+from data_pipeline.curate.windows import Window, find_windows
+from data_pipeline.records import ClipRecord
+from data_pipeline.video import EncodedVideo, encode_video
+
+
+class _Survey(NamedTuple):
+  """What the first reading tells. `frames` could be read."""
+
+  frames: int
+  shots: list[Shot]
+  meter: MotionMeter | None
+
+
+def cut_source(source: Source, settings: Settings, folder: str | os.PathLike) -> Summary:
+  """Cuts a source into clips, and leaves its spool in a folder. Not again, if it lies there.
+
+  Args:
+    source: to open.
+    settings: of curation; captions of an endpoint and near-duplicates come later.
+    folder: of spools, made if absent; many processes may write into one.
+  Returns:
+    The summary of the spool.
+  Raises:
+    BadInput: what would meet every source: a missing package, an unusable setting.
+  """
+  if kept := read_summary(source, settings, folder):
+    return kept
+  opencv().setNumThreads(1)  # processes are the workers; and the same sums everywhere
+  spool = Spool(source, settings, folder)
+  try:
+    with open_source(source) as file:
+      _cut(file, spool, settings)
+  except Refused as error:
+    spool.reject(Reject(source.name, None, error.reason, None, error.detail))
+  except BaseException:
+    spool.abandon()
+    raise
+  return spool.finish()
+
+
+def _cut(file: BinaryIO, spool: Spool, settings: Settings) -> None:
+  info = probe(file, settings.decode.limits)
+  spool.summary["media"] = _facts(info)
+  seen = _survey(file, info, spool, settings)
+  parts = dataclasses.asdict(settings.windows)
+  windows, left = find_windows(seen.shots, seen.frames, info.fps, **parts)
+  spool.summary["shots"] = len(seen.shots)
+  for start, stop, reason, detail in left:
+    spool.reject(Reject(spool.source.name, start, reason, stop, detail))
+  for window in windows:
+    try:
+      refusal = _cut_window(file, info, window, seen, spool, settings)
+    except Refused as error:
+      refusal = error.reason, error.detail
+    if refusal:
+      reason, detail = refusal
+      spool.reject(Reject(spool.source.name, window.start, reason, window.stop, detail))
+
+
+def _facts(info: MediaInfo) -> dict[str, Any]:
+  """What `probe` says, JSON-able."""
+  names = [field.name for field in dataclasses.fields(info) if field.name != "timing"]
+  facts = {name: getattr(info, name) for name in names}
+  return {k: float(v) if isinstance(v, Fraction) else v for k, v in facts.items()}
+
+
+def _survey(file: BinaryIO, info: MediaInfo, spool: Spool, settings: Settings) -> _Survey:
+  """Reads all frames, small. What cannot be read is rejected; Refused when that is all."""
+  shots = settings.shots
+  meter = MotionMeter(info.fps) if settings.scores.motion.measure else None
+  finder = make_finder(
+    info.fps,
+    detector=shots.detector,
+    threshold=shots.threshold,
+    min_content=shots.min_content,
+    min_seconds=shots.min_seconds,
+  )
+  scale = min(1.0, shots.side / max(info.width, info.height))
+  size = (max(1, round(info.width * scale)), max(1, round(info.height * scale)))
+  count = 0
+  try:
+    for frame in frames(file, info, size=size, limits=settings.decode.limits):
+      finder.add(frame)
+      if meter:
+        meter.add(frame)
+      count += 1
+  except Refused as error:
+    if not count:
+      raise
+    spool.reject(Reject(spool.source.name, count, error.reason, None, error.detail))
+  if info.damage:
+    detail = f"{info.frames} of {info.declared_frames} frames can be read"
+    spool.reject(Reject(spool.source.name, count, info.damage, None, detail))
+  return _Survey(count, finder.finish(), meter)
+
+
+def _cut_window(
+  file: BinaryIO, info: MediaInfo, window: Window, seen: _Survey, spool: Spool, settings: Settings
+) -> tuple[str, str] | None:
+  """Adds the clip of a window to the spool. Returns why it does not, if so."""
+  start, stop = window.start, window.stop
+  least = settings.scores.motion.min_camera
+  motion, camera = seen.meter.measure(start, stop, min_camera=least) if seen.meter else ({}, "")
+  if refusal := judge(motion, settings.scores):
+    return refusal
+  samples = _pick(file, info, start, stop, settings)
+  look = look_at(samples, settings.scores)
+  scores = {name: float(f"{value:.6g}") for name, value in (motion | look.scores).items()}
+  if refusal := judge(scores, settings.scores):
+    return refusal
+  bars = look.bars if settings.scores.letterbox.crop else Bars()
+  video = _encode(file, info, start, stop, bars, settings)
+  record = _make_record(spool, window, len(seen.shots), info.fps, video, scores, settings)
+  spool.add(record, _describe(record, video, bars, look, camera))
+  return None
+
+
+def _pick(
+  file: BinaryIO, info: MediaInfo, start: int, stop: int, settings: Settings
+) -> Iterator[np.ndarray]:
+  """The middle frames of equal parts of a window, each once."""
+  count = settings.scores.frames
+  places = sorted({start + (2 * i + 1) * (stop - start) // (2 * count) for i in range(count)})
+  shown = frames(file, info, start=places[0], stop=places[-1] + 1, limits=settings.decode.limits)
+  wanted = set(places)
+  yield from (frame for place, frame in enumerate(shown, places[0]) if place in wanted)
+
+
+def _encode(
+  file: BinaryIO, info: MediaInfo, start: int, stop: int, bars: Bars, settings: Settings
+) -> EncodedVideo:
+  """The frames of a window, cropped and reduced, as they come."""
+  write = settings.write
+
+  def fit(frame: np.ndarray) -> np.ndarray:
+    picture = crop(frame, bars)
+    side = write.max_side or max(picture.shape[:2])
+    return np.ascontiguousarray(reduce(picture, side))
+
+  height, width, _ = fit(np.zeros((info.height, info.width, 3), np.uint8)).shape
+  shown = frames(file, info, start=start, stop=stop, limits=settings.decode.limits)
+  return encode_video(
+    map(fit, shown),
+    width=width,
+    height=height,
+    fps=info.fps,
+    codec=write.codec,
+    quality=write.quality if write.codec == "h264" else None,
+  )
+
+
+def _make_record(
+  spool: Spool,
+  window: Window,
+  shots: int,
+  fps: Fraction,
+  video: EncodedVideo,
+  scores: dict[str, float],
+  settings: Settings,
+) -> ClipRecord:
+  source = spool.source
+  inherit = settings.write.inherit_captions
+  return ClipRecord(
+    id=f"{source.name}:{window.start}-{window.stop}",
+    source=source.name,
+    licence=source.licence or settings.write.licence,
+    split=spool.summary["split"],
+    start_frame=window.start,
+    fps=float(fps),
+    video=video,
+    captions=choose_captions(
+      source, window, fps, is_whole=inherit == "all" or (inherit == "one_shot" and shots <= 1)
+    ),
+    attributes="",
+    truth=b"",
+    scores=json.dumps(scores, sort_keys=True) if scores else "",
+  )
+
+
+def choose_captions(
+  source: Source, window: Window, fps: Fraction, *, is_whole: bool
+) -> tuple[str, ...]:
+  """Captions of the spans that cover at least half of a window, then those of the whole source.
+
+  Args:
+    is_whole: the latter are true of the window.
+  """
+  begin, end = float(window.start / fps), float(window.stop / fps)
+  covers = [
+    span
+    for span in source.spans
+    if min(end, span.end_seconds) - max(begin, span.start_seconds) >= (end - begin) / 2
+  ]
+  found = [caption for span in covers for caption in span.captions]
+  return tuple(dict.fromkeys(found + list(source.captions if is_whole else ())))
+
+
+def _describe(
+  record: ClipRecord, video: EncodedVideo, bars: Bars, look: Look, camera: str
+) -> dict[str, Any]:
+  """What the summary says of a clip."""
+  count, height, width, _ = video.shape
+  return dict(
+    id=record.id,
+    source=record.source,
+    split=record.split,
+    start_frame=record.start_frame,
+    frames=count,
+    fps=record.fps,
+    width=width,
+    height=height,
+    bytes=video.nbytes,
+    captions=len(record.captions),
+    bars=list(bars),
+    scores=json.loads(record.scores or "{}"),
+    camera=camera,
+    phash=[f"{value:016x}" for value in look.hashes],
+  )

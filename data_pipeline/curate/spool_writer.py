@@ -1,0 +1,138 @@
+"""Spools: what the cutting of one source leaves in a folder, whole or not at all.
+
+    KEY.array_record   serialised `ClipRecord`s in order of time; not there when there are none
+    KEY.json           the summary, written last: without it nothing is there
+A summary holds
+    source      the fields of the `Source`
+    digest      hash of the settings that decide what was cut
+    bounds      None; of a source that was given up, the bounds of time and memory that it broke
+    split       of its clips
+    media       what `media.probe` says of it, or None
+    shots       how many
+    file, file_bytes   of the records
+    clips       one a record: id, source, split, start_frame, frames, fps, width, height, bytes,
+                captions (how many), bars (pixels cut off), scores, camera (a word), phash (hex)
+    rejects     rows of `rejects.jsonl`
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+from data_pipeline import hashing, records
+from data_pipeline.curate.settings import Settings
+from data_pipeline.curate.types import Reject, Source
+from data_pipeline.records import ClipRecord
+
+Summary = dict[str, Any]  # JSON-able
+_OPTIONS = "group_size:1,uncompressed"
+
+
+def refuse_source(
+  source: Source, settings: Settings, folder: str | os.PathLike, reason: str, detail: str
+) -> Summary:
+  """Leaves the spool of a source whose child process failed: one reject, no clips.
+
+  It stands until the settings, or the bounds of time and memory, are others. What the process left
+  unfinished is removed.
+  """
+  for part in Path(folder).glob(f"{_key(source)}.*.part"):
+    part.unlink(missing_ok=True)
+  spool = Spool(source, settings, folder)
+  spool.reject(Reject(source.name, None, reason, None, detail))
+  return spool.finish(bounds=_bounds(settings))
+
+
+def read_summary(source: Source, settings: Settings, folder: str | os.PathLike) -> Summary | None:
+  """The summary of the spool that lies in a folder for a source; None for none, or another's."""
+  path = Path(folder, f"{_key(source)}.json")
+  try:
+    summary = json.loads(path.read_bytes())
+    size = os.path.getsize(path.with_name(summary["file"])) if summary["file"] else 0
+  except (FileNotFoundError, ValueError):
+    return None
+  made_of = (_plain(source), settings.cut_digest())
+  is_same = made_of == (summary["source"], summary["digest"]) and size == summary["file_bytes"]
+  return summary if is_same and summary["bounds"] in (None, _bounds(settings)) else None
+
+
+def _bounds(settings: Settings) -> list[float]:
+  return [settings.decode.timeout_seconds, settings.decode.memory_bytes]
+
+
+def _key(source: Source) -> str:
+  return hashlib.sha256(source.name.encode()).hexdigest()[:32]
+
+
+def _plain(source: Source) -> dict[str, Any]:
+  return json.loads(json.dumps(dataclasses.asdict(source)))
+
+
+class Spool:
+  """A spool being written."""
+
+  def __init__(self, source: Source, settings: Settings, folder: str | os.PathLike):
+    os.makedirs(folder, exist_ok=True)
+    self.source = source
+    self._base = Path(folder, _key(source))
+    self._part = self._base.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
+    self._writer: Any = None
+    self.summary: Summary = dict(
+      source=_plain(source),
+      digest=settings.cut_digest(),
+      bounds=None,
+      split=choose_split(source, settings.write.held_out_fraction),
+      media=None,
+      shots=0,
+      file="",
+      file_bytes=0,
+      clips=[],
+      rejects=[],
+    )
+
+  def reject(self, reject: Reject) -> None:
+    self.summary["rejects"].append(reject.row())
+
+  def add(self, record: ClipRecord, facts: dict[str, Any]) -> None:
+    records.check_record(record)
+    if self._writer is None:
+      self._writer = array_record_module.ArrayRecordWriter(str(self._part), _OPTIONS)
+    self._writer.write(records.serialize(record))
+    self.summary["clips"].append(facts)
+
+  def finish(self, bounds: list[float] | None = None) -> Summary:
+    self.summary["bounds"] = bounds
+    if self._writer is not None:
+      self._writer.close()
+      path = self._base.with_suffix(".array_record")
+      _keep(self._part, path)
+      self.summary |= dict(file=path.name, file_bytes=path.stat().st_size)
+    self._part.write_text(json.dumps(self.summary, sort_keys=True))
+    _keep(self._part, self._base.with_suffix(".json"))
+    return json.loads(json.dumps(self.summary))
+
+  def abandon(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
+      self._part.unlink(missing_ok=True)
+
+
+def _keep(part: Path, path: Path) -> None:
+  """Gives a file its name once its bytes are on the disk."""
+  with open(part, "rb") as file:
+    os.fsync(file.fileno())
+  os.replace(part, path)
+
+
+def choose_split(source: Source, held_out_fraction: float) -> str:
+  """The source's own split, or one drawn by its name alone."""
+  if source.split:
+    return source.split
+  draw = hashing.uniform(hashing.hash_text("held out"), hashing.hash_text(source.name))
+  return "held_out" if draw < held_out_fraction else "train"

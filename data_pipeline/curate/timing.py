@@ -1,0 +1,191 @@
+"""From the timestamps of a video to frames at a constant rate.
+
+The rule. Time 0 is the first frame that can be decoded, and output frame k is shown at k/fps: it is
+the last source frame whose time, rounded to the nearest output frame (halves up), is k or earlier.
+So a source frame in a gap is repeated, and of several that fall on one output frame the last is
+kept. It ends where the last source frame ends. FFmpeg's `fps=FPS:round=near` does the same.
+
+`fps` is the lowest rate, of those the file speaks of and the usual ones, at which every frame has a
+place of its own, exactly but for the rounding of timestamps, and no more than half as high again as
+the median interval says. If there is none, it is the file's own rate when at that rate no frame is
+repeated or dropped; otherwise that of the median interval. A rate above `max_fps` is divided by the
+smallest whole number that brings it down. A file without any timestamps has its frames evenly
+spaced, at the rate it speaks of, or 25.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import TypeVar
+
+import numpy as np
+
+from data_pipeline.curate.types import Refused
+
+Shown = TypeVar("Shown")
+
+USUAL = tuple(Fraction(rate) for rate in (5, 6, 10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 100, 120))
+USUAL += tuple(Fraction(rate * 1000, 1001) for rate in (12, 15, 24, 30, 48, 60, 120))
+_ROUNDING = 0.49  # frames: timestamps this near to their place are in it
+_MOST_BLUR = 0.25  # frames: where ticks are coarse, places say nothing
+_MOST_ABOVE = 1.5  # times the rate of the median interval
+_MOST_TWINS = 0.5  # share of frames that may have the time of another
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+  """How the frames of a source lie on the constant rate.
+
+  Attributes:
+    start: timestamp of time 0, in ticks.
+    tick: seconds.
+    fps: of the output.
+    frames: of the output.
+    is_variable: the source's frames are not evenly spaced.
+    source_frames: that have a time.
+    longest_run: output frames that one source frame fills, at most.
+    is_counted: frames have no timestamps, and are counted instead.
+  """
+
+  start: int
+  tick: Fraction
+  fps: Fraction
+  frames: int
+  is_variable: bool
+  source_frames: int
+  longest_run: int
+  is_counted: bool = False
+
+  def slot(self, stamp: int) -> int:
+    """The output frame on which a timestamp falls."""
+    return nearest((stamp - self.start) * self.tick * self.fps)
+
+  def stamp(self, slot: int) -> int:
+    """The latest timestamp that surely falls on an output frame or before it."""
+    return self.start + math.floor((slot - Fraction(1, 2)) / (self.fps * self.tick))
+
+
+def nearest(value: Fraction) -> int:
+  """Rounds to the nearest whole number, halves up."""
+  return math.floor(value + Fraction(1, 2))
+
+
+def measure(
+  stamps: np.ndarray,
+  last_ticks: int,
+  tick: Fraction,
+  rates: Iterable[Fraction | None],
+  *,
+  max_seconds: float,
+  max_frames: int,
+  max_fps: float,
+  max_gap_seconds: float,
+) -> Timing:
+  """Lays timestamps on a constant rate.
+
+  Args:
+    stamps: int64 [n], in any order, n >= 1.
+    last_ticks: duration of the last frame; 0 if not known.
+    tick: seconds a unit of `stamps`.
+    rates: frames/second that the container speaks of, best first; None and 0 are not known.
+  Raises:
+    Refused: "broken_timestamps", "too_long" or "too_many_frames".
+  """
+  first, last = int(stamps.min()), int(stamps.max())  # in Python: hostile ones overflow int64
+  times = np.unique(stamps)
+  _check_span(times, last_ticks, tick, max_seconds, max_gap_seconds)
+  if len(stamps) > 1 and 1 - len(times) / len(stamps) > _MOST_TWINS:
+    raise Refused("broken_timestamps", f"{len(stamps)} frames at {len(times)} times")
+  offsets = (times - first).astype(np.float64) * float(tick)
+  rate, is_variable = _rate(offsets, float(tick), [rate for rate in rates if rate and rate > 0])
+  fps = rate / max(1, math.ceil(rate / Fraction(max_fps)))
+  length = last_ticks * tick if last_ticks > 0 and (is_variable or len(times) == 1) else 1 / rate
+  frames = max(1, nearest(((last - first) * tick + length) * fps))
+  if frames > max_frames:
+    raise Refused("too_many_frames", f"{frames} frames at {float(fps):g} fps")
+  runs = np.append(np.diff(offsets), float(length)) * float(fps)
+  longest = math.ceil(float(runs.max()) + 1)
+  return Timing(first, tick, fps, frames, is_variable, len(stamps), longest)
+
+
+def _check_span(
+  times: np.ndarray, last_ticks: int, tick: Fraction, max_seconds: float, max_gap_seconds: float
+) -> None:
+  """Refuses jumps and lengths that no video has, before anything is computed from them."""
+  span = (int(times[-1]) - int(times[0]) + max(last_ticks, 0)) * tick
+  steps = np.diff(times.astype(np.float64))  # as floats, they do not overflow
+  gap = float(max(steps.max(initial=0.0), last_ticks)) * float(tick)
+  if gap > max_gap_seconds:
+    raise Refused("broken_timestamps", f"one frame lasts {gap:.6g} s")
+  if span > max_seconds:
+    raise Refused("too_long", f"{float(span):.6g} s")
+
+
+def _rate(offsets: np.ndarray, tick: float, rates: list[Fraction]) -> tuple[Fraction, bool]:
+  """Frames/second of frames at `offsets` (seconds, ascending), and whether it varies."""
+  if len(offsets) == 1:
+    return (rates[0] if rates else Fraction(25)), False
+  steps = np.diff(offsets)
+  middle = float(np.sort(steps)[(len(steps) - 1) // 2])  # one that occurs
+  alike = steps[np.abs(steps - middle) <= max(1.5 * tick, 0.1 * middle)]
+  common = _usual(float(alike.mean()), tick)
+  able = [rate for rate in (*rates, *USUAL, common) if rate * middle <= _MOST_ABOVE]
+  exact = [rate for rate in able if _misplaced(offsets, rate) <= _blur(rate, tick)]
+  if exact:
+    rate = min(exact) if min(exact) < 0.9 * exact[0] else exact[0]
+    return rate, bool(round(offsets[-1] * rate) != len(offsets) - 1)
+  for rate in (*rates, common):
+    if np.abs(offsets * float(rate) - np.arange(len(offsets))).max() < _ROUNDING:
+      return rate, False
+  return common, True
+
+
+def _misplaced(offsets: np.ndarray, rate: Fraction) -> float:
+  """How far the worst frame is from a place of its own at a rate, in frames."""
+  places = offsets * float(rate)
+  slots = np.round(places)
+  return float(np.abs(places - slots).max()) if (np.diff(slots) > 0).all() else np.inf
+
+
+def _blur(rate: Fraction, tick: float) -> float:
+  """Frames by which rounding to ticks, of the first frame and of another, moves a frame."""
+  return min(_MOST_BLUR, 1.01 * tick * float(rate) + 0.005)
+
+
+def _usual(interval: float, tick: float) -> Fraction:
+  """The usual rate nearest to 1/interval, if it is within a tick of it; else 1/interval."""
+  best = min(USUAL, key=lambda rate: abs(interval - 1 / float(rate)))
+  if abs(interval - 1 / float(best)) <= max(tick / 2, 0.002 * interval):
+    return best
+  slow = Fraction(interval).limit_denominator(1001)
+  return 1 / slow if interval > 1 else Fraction(1 / interval).limit_denominator(1001)
+
+
+def fill(
+  shown: Iterable[tuple[int, Shown]], start: int, stop: int, longest: int
+) -> Iterator[Shown]:
+  """What is shown in the output frames `start <= k < stop`, one after the other.
+
+  Args:
+    shown: (output frame, what is shown from it on), ascending; may begin before `start`.
+    longest: output frames that one may fill. More means that frames between could not be decoded.
+  Raises:
+    Refused: "damaged", after all that precedes the hole.
+  """
+  at, held, is_held = start, None, False
+  for slot, item in shown:
+    if not is_held:
+      held, is_held = item, True  # nothing before it could be decoded: it stands in
+    if slot - at > longest:
+      break
+    while at < min(slot, stop):
+      yield held  # pyright: ignore[reportReturnType]
+      at += 1
+    if at >= stop:
+      return
+    held = item
+  if not is_held or stop - at > longest:
+    raise Refused("damaged", f"nothing can be decoded after frame {at}, {stop} were expected")
+  for _ in range(at, stop):
+    yield held  # pyright: ignore[reportReturnType]

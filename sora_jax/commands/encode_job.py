@@ -1,0 +1,213 @@
+"""The whole of a job of `sora encode`: what it checks, its parts, and the dataset at its end.
+
+Several processes (`jax.process_count`) divide the parts; each uses its own devices. The first one
+holds the dataset's lock and puts the parts together.
+"""
+
+import dataclasses
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.derived import register_derived
+from data_pipeline.errors import BadInput
+from data_pipeline.parts import Parts
+from data_pipeline.renditions import Rule, plan_renditions
+from sora_jax.commands.encode_parts import PartEncoder, Plan, plan_parts, shapes_of
+from sora_jax.commands.encode_progress import ClipMeter
+from sora_jax.commands.progress import say
+from sora_jax.generate.programs import Programs, choose_programs, encoder_radius
+from sora_jax.models.frozen_vae import FrozenVAE, save_frozen_vae
+from sora_jax.models.text.encoder import TextEncoder, describe
+from sora_jax.models.text.registry import save_text_encoder
+
+SHARD_BYTES = 2**28
+
+
+class EncodeJob:
+  """What is to be encoded, and how. Whatever cannot be done is refused here or at `run`'s begin.
+
+  Attributes:
+    report: once it ran: clips, renditions, seconds, clips_per_second (of this session).
+
+  Args:
+    clips: what to encode.
+    vae, encoder: of pixels and of captions.
+    out: folder of the latent dataset.
+    rows: the most clips encoded at once.
+    patch_side: sides become multiples of so many latents.
+    captions: kept of each clip; 0 for all.
+    rules: what is made of every clip; None for the clip as it is.
+    states: whether token states are stored.
+    devices: of this process that share a batch; 0 for all.
+    shard_bytes: of a part, about.
+    start_over: removes what a job of other settings left unfinished.
+  """
+
+  def __init__(
+    self, clips: Dataset, vae: FrozenVAE, encoder: TextEncoder, out: Path, *, rows: int,
+    patch_side: int, captions: int, rules: Mapping[str, Rule] | None = None, states: bool = True,
+    devices: int = 0, shard_bytes: int = SHARD_BYTES, start_over: bool = False,
+  ):  # fmt: skip
+    self._clips, self._vae, self._encoder, self._out = clips, vae, encoder, out
+    self._rows, self._patch_side, self._captions = rows, patch_side, captions
+    self._rules, self._states = rules, states
+    self._shard_bytes, self._start_over = shard_bytes, start_over
+    self._devices = choose_devices(devices)
+    self.report: dict = {}
+
+  @property
+  def meta(self) -> dict:
+    """Facts that the dataset keeps: another job has others."""
+    named = {name: dataclasses.asdict(rule) for name, rule in (self._rules or {}).items()}
+    return {
+      "clips": self._clips.fingerprint,
+      "vae": self._vae.fingerprint,
+      "text": describe(self._encoder),
+      "states": self._states and self._encoder.width > 0,
+      "patch_side": self._patch_side,
+      "captions": self._captions,
+      "renditions": None if self._rules is None else named,
+    }
+
+  def run(self) -> Dataset:
+    """Encodes what is missing.
+
+    Raises:
+      BadInput: the folder holds latents of other clips, another VAE or other settings; the clips
+        are too small or of too many shapes, which is seen before anything is written.
+    """
+    if (self._out / "meta.json").exists():
+      return self._open_existing()
+    table = plan_renditions(
+      self._clips.index,
+      self._rules,
+      time_factor=self._vae.time_factor,
+      side=self._vae.space_factor * self._patch_side,
+    )
+    whole = Programs(
+      self._vae.time_factor,
+      self._vae.space_factor,
+      self._rows,
+      len(self._devices),
+      encoder_radius(self._vae.config),
+    )
+    programs = choose_programs(shapes_of(table), whole, self._patch_side)
+    self._say_left_out(table)
+    return self._write(table, programs)
+
+  def _open_existing(self) -> Dataset:
+    dataset = Dataset.open(self._out, kind="latent")
+    meta = self.meta
+    changed = [key for key in meta if dataset.meta.get(key) != meta[key]]
+    if changed:
+      raise BadInput(
+        f"encode: {self._out} holds latents of other {', '.join(changed)}. "
+        "Give another --out, or remove it."
+      )
+    say(f"encode: {self._out} is there already, {len(dataset)} clips")
+    register_derived(self._clips.path, dataset.path)
+    self._report(len(dataset), 0, 0.0)
+    return dataset
+
+  def _write(self, table: np.ndarray, programs: Programs) -> Dataset:
+    plan = plan_parts(
+      self._clips, table, self._vae, self._encoder, rows=self._rows, captions=self._captions,
+      states=self._states, shard_bytes=self._shard_bytes,
+    )  # fmt: skip
+    maker = PartEncoder(
+      self._clips, self._vae, self._encoder, plan.table, programs, self._devices,
+      captions=self._captions, states=self._states, named=self._rules is not None,
+    )  # fmt: skip
+    with self._open_parts(plan) as parts:
+      self._write_parts(parts, plan, maker)
+      wait_for_all("encoded")
+      if jax.process_index() == 0:
+        self._keep_makers(parts.folder)
+        parts.finish(plan.counts)
+        register_derived(self._clips.path, self._out)
+      wait_for_all("finished")
+    return Dataset.open(self._out, kind="latent")
+
+  def _open_parts(self, plan: Plan) -> Parts:
+    """The parts of the dataset; the first process holds the lock for all."""
+    parts = None
+    if jax.process_index() == 0:
+      parts = Parts(
+        self._out,
+        "latent",
+        name="latents",
+        meta=self.meta,
+        plan=plan.facts,
+        start_over=self._start_over,
+      )
+    return send_to_all(parts)
+
+  def _write_parts(self, parts: Parts, plan: Plan, maker: PartEncoder) -> None:
+    """Writes the missing parts that fall to this process."""
+    missing = send_to_all(parts.missing(plan.counts) if jax.process_index() == 0 else None)
+    there = sum(plan.counts.values()) - len(missing)
+    if there:
+      say(f"encode: continues, {there} of {there + len(missing)} parts are there")
+    mine = missing[jax.process_index() :: jax.process_count()]
+    total = sum(len(plan.parts[split][part]) for split, part in mine)
+    with ClipMeter("encode", total) as meter:
+      for split, part in mine:
+        parts.write(split, part, maker.records(plan.parts[split][part], meter))
+      self._report(len(plan.table), total, meter.seconds)
+
+  def _keep_makers(self, folder: Path) -> None:
+    """Puts VAE and text encoder into the dataset."""
+    vae = self._vae
+    statistics = {"mean": vae.mean, "std": vae.std}
+    save_frozen_vae(folder / "vae", config=vae.config, params=vae.params, statistics=statistics)
+    save_text_encoder(self._encoder, folder / "text")
+
+  def _say_left_out(self, table: np.ndarray) -> None:
+    left = len(self._clips) - len(set(table["row"].tolist()))
+    if left:
+      say(f"encode: {left} of {len(self._clips)} clips are left out (min_seconds, min_pixels)")
+
+  def _report(self, renditions: int, encoded: int, seconds: float) -> None:
+    self.report = {
+      "clips": len(self._clips),
+      "renditions": renditions,
+      "encoded": encoded,
+      "seconds": round(seconds, 3),
+      "clips_per_second": round(encoded / seconds, 3) if seconds else 0.0,
+    }
+
+
+def choose_devices(count: int) -> list:
+  """The first devices of this process; 0 for all of them.
+
+  Raises:
+    BadInput: it has fewer.
+  """
+  devices = jax.local_devices()
+  if not 0 <= count <= len(devices):
+    raise BadInput(f"encode: --mesh={count} is not in 0..{len(devices)}, the devices there are.")
+  return devices[: count or None]
+
+
+def send_to_all(value: Any) -> Any:
+  """The first process's value, in all processes of the job."""
+  if jax.process_count() == 1:
+    return value
+  data = np.frombuffer(pickle.dumps(value), np.uint8)
+  size = multihost_utils.broadcast_one_to_all(np.array(data.size))
+  data = np.resize(data, int(size))  # of the others only the size matters
+  found = pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
+  return value if jax.process_index() == 0 else found
+
+
+def wait_for_all(what: str) -> None:
+  """Until every process of the job is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"sora encode: {what}")

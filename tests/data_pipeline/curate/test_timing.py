@@ -1,0 +1,130 @@
+"""The rule by which timestamps become a constant rate."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.curate.media import frames, probe
+from data_pipeline.curate.timing import fill, measure, nearest
+from data_pipeline.curate.types import Refused
+
+MS = Fraction(1, 1000)
+LIMITS = {"max_seconds": 3600, "max_frames": 10_000, "max_fps": 120, "max_gap_seconds": 60}
+
+
+def laid(stamps, *, last=0, tick=MS, rates=(), **limits):
+  return measure(np.array(stamps, np.int64), last, tick, rates, **(LIMITS | limits))
+
+
+def rounded(rate, count, ticks=1000):
+  """Timestamps of a constant rate, rounded to ticks as containers do."""
+  return [round(number / Fraction(rate) * ticks) for number in range(count)]
+
+
+@pytest.mark.parametrize("rate", ["24000/1001", "24", "25", "30000/1001", "30", "50", "60000/1001"])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_constant_rates_survive_rounding_to_milliseconds(rate, is_known):
+  timing = laid(rounded(rate, 300), rates=[Fraction(rate)] if is_known else [])
+  assert (timing.fps, timing.frames, timing.is_variable) == (Fraction(rate), 300, False)
+
+
+def test_an_unusual_rate_is_kept():
+  timing = laid(rounded("17.5", 100, 90000), tick=Fraction(1, 90000), rates=[Fraction(35, 2)])
+  assert (timing.fps, timing.frames) == (Fraction(35, 2), 100)
+
+
+def test_dropped_frames_leave_the_rate():
+  stamps = [stamp for i, stamp in enumerate(rounded(30, 90)) if i % 7 != 3]
+  timing = laid(stamps, rates=[Fraction(77, 3)])
+  assert (timing.fps, timing.frames, timing.source_frames) == (30, 90, 77)
+  assert timing.is_variable
+
+
+def test_jitter_is_not_variable():
+  jitter = np.random.default_rng(0).uniform(-9, 9, 200)
+  stamps = np.round(np.arange(200) * 1000 / 30 + jitter).astype(int)
+  timing = laid(stamps, rates=[Fraction(30)])
+  assert (timing.fps, timing.frames, timing.is_variable) == (30, 200, False)
+
+
+def test_pulldown_keeps_the_rate_of_the_film():
+  stamps = [round(1000 * slot / 60) for i in range(24) for slot in (5 * i, 5 * i + 3)]
+  timing = laid(stamps, rates=[Fraction(60), Fraction(24)])
+  assert (timing.fps, timing.frames) == (24, 48)
+
+
+def test_fast_videos_are_divided():
+  timing = laid(rounded(240, 240, 90000), tick=Fraction(1, 90000), rates=[Fraction(240)])
+  assert (timing.fps, timing.frames) == (120, 120)
+  timing = laid(rounded(144, 144, 90000), tick=Fraction(1, 90000), rates=[Fraction(144)])
+  assert (timing.fps, timing.frames) == (72, 72)
+
+
+def test_the_last_frame_lasts_as_long_as_it_says():
+  assert laid([0, 100, 200, 500], last=300).frames == 8
+  assert laid([0, 100, 200, 500]).frames == 6
+  assert laid([0], last=400, rates=[Fraction(10)]).frames == 4
+
+
+@pytest.mark.parametrize(
+  "stamps, limits, reason",
+  [
+    ([0, 40, 80, 2**62], {}, "broken_timestamps"),
+    ([-(2**63), 0, 2**63 - 1], {}, "broken_timestamps"),
+    ([0] * 50, {}, "broken_timestamps"),
+    ([0, 0, 0, 0, 40], {}, "broken_timestamps"),
+    (range(0, 4_000_000, 40_000), {}, "too_long"),
+    (range(0, 40_000, 40), {"max_frames": 999}, "too_many_frames"),
+    ([*range(0, 900, 30), 10**12], {"max_gap_seconds": 1e9, "max_seconds": 1e9}, "too_many_frames"),
+  ],
+)
+def test_what_no_video_has_is_refused(stamps, limits, reason):
+  with pytest.raises(Refused) as caught:
+    laid(stamps, **limits)
+  assert caught.value.reason == reason
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+  st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(0, 30), st.integers(0, 20)
+)
+def test_fill_shows_the_last_frame_before(slots, start, length):
+  slots = sorted(slots)
+  expected = [
+    max((i for i, slot in enumerate(slots) if slot <= k), default=0)
+    for k in range(start, start + length)
+  ]
+  shown = [(slot, number) for number, slot in enumerate(slots)]
+  assert list(fill(shown, start, start + length, 1000)) == expected
+
+
+def test_fill_stops_at_a_hole():
+  found = []
+  with pytest.raises(Refused, match="damaged.*frame 2"):
+    for item in fill([(0, "a"), (1, "b"), (2, "c"), (50, "d")], 0, 60, 10):
+      found.append(item)
+  assert found == ["a", "b"]
+  with pytest.raises(Refused, match="damaged"):
+    list(fill([], 0, 3, 10))
+
+
+def test_halves_are_rounded_up():
+  assert [nearest(Fraction(n, 2)) for n in (-3, -1, 1, 3)] == [-1, 0, 1, 2]
+
+
+def test_variable_rate_agrees_with_ffmpeg(make, tmp_path):
+  """Irregular times in a file: the frames shown are those of ffmpeg's fps filter."""
+  rng = np.random.default_rng(3)
+  stamps = np.cumsum(rng.integers(15, 120, 60)).tolist()
+  path = make.write(tmp_path / "a.mkv", make.greys(60), stamps)
+  with open(path, "rb") as file:
+    info = probe(file)
+    ours = np.stack(list(frames(file, info)))
+  assert info.is_variable_rate and info.source_frames == 60
+  theirs = make.reference(path, 16, 16, "-vf", f"fps={info.fps}:round=near")
+  assert info.frames == len(ours) and abs(len(theirs) - len(ours)) <= 1  # the end: see the rule
+  count = min(len(theirs), len(ours))
+  assert np.array_equal(ours[:count], theirs[:count])
