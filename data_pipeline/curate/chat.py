@@ -95,11 +95,12 @@ class Chat:
       Refused: "caption_failed": no answer.
       BadInput: what would meet every question. Those asked at the same time raise it too.
     """
-    key = self._hash(prompt, content)
+    key = self.key(prompt, content)
     kept, was_kept = self._answers.get(key, lambda: self._request(key, prompt, frames()))
     return Answer(kept["text"], _fault(kept), self._count(kept), not was_kept)
 
-  def _hash(self, prompt: str, content: str) -> str:
+  def key(self, prompt: str, content: str) -> str:
+    """Name of the answer to a prompt about some content, among those that are kept."""
     s = self.settings
     facts = [1, content, prompt, s.model, dict(s.request), s.max_side, s.jpeg_quality]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

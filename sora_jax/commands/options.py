@@ -14,9 +14,15 @@ from ml_collections import config_flags
 from data_pipeline.errors import BadInput
 
 
-def make_parser(command: str, does: str, example: str, *, config: bool = False):
-  """An argparse parser whose help ends in an example; with `config`, takes `--config` as well."""
-  parser = (ConfigParser if config else Parser)(
+def make_parser(command: str, does: str, example: str, *, config: bool = False, beam: bool = False):
+  """An argparse parser whose help ends in an example.
+
+  Args:
+    command, does, example: for the help.
+    config: takes `--config` as well.
+    beam: `--config` may be absent, and options that are not ours are left in `others`.
+  """
+  parser = (BeamParser if beam else ConfigParser if config else Parser)(
     prog=f"sora {command}",
     description=does,
     epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
@@ -28,10 +34,10 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False):
     action="store_true",
     help="leave out the table for people; the last line on stdout is always the result as JSON",
   )
-  if config:
+  if config or beam:
     parser.add_argument(
       "--config",
-      required=True,
+      required=not beam,
       metavar="FILE.py[:ARG]",
       help="experiment; --config.a.b=value overrides",
     )
@@ -53,6 +59,19 @@ class ConfigParser(Parser):
     path = next((w.split("=", 1)[1] for w in words if w.startswith("--config=")), None)
     parsed = super().parse_args(rest + ([f"--config={path}"] if path else []), namespace)
     parsed.config = load_config(words)
+    return parsed
+
+
+class BeamParser(ConfigParser):
+  """Hands options of Beam and its runners on as `others`; without `--config`, `config` is None."""
+
+  def parse_args(self, args=None, namespace=None):
+    words, rest = _split_config(sys.argv[1:] if args is None else list(args))
+    parsed, others = self.parse_known_args(rest, namespace)
+    if words and not any(word.startswith("--config=") for word in words):
+      raise BadInput(f"config: {words[0]} changes a config that is not there. Give --config too.")
+    parsed.config = load_config(words) if words else None
+    parsed.others = others
     return parsed
 
 

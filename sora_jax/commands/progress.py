@@ -5,7 +5,14 @@ import time
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  TaskID,
+  TextColumn,
+  TimeRemainingColumn,
+)
 
 QUIET_SECONDS = 10.0  # between two lines when stderr is not a terminal
 
@@ -30,6 +37,37 @@ def _lines(items, what, total):
       left = (now - begin) / count * (total - count)
       print(f"{what}: {count}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
       said = now
+
+
+class Meter:
+  """Shows counts that are told from outside: a bar on a terminal, a line now and then elsewhere."""
+
+  def __init__(self) -> None:
+    self._console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
+    self._tasks: dict[str, TaskID] = {}
+    self._said = 0.0
+
+  def __enter__(self) -> "Meter":
+    if self._console.is_terminal:
+      self._progress.start()
+    return self
+
+  def __exit__(self, *error) -> None:
+    if self._console.is_terminal:
+      self._progress.stop()
+
+  def __call__(self, what: str, done: int, total: int) -> None:
+    """So many of `total` are done."""
+    if self._console.is_terminal:
+      if what not in self._tasks:
+        self._tasks[what] = self._progress.add_task(what, total=total)
+      task = self._tasks[what]
+      self._progress.update(task, completed=done)
+    elif time.monotonic() - self._said > QUIET_SECONDS:
+      self._said = time.monotonic()
+      say(f"{what}: {done}/{total}")
 
 
 def say(text: str) -> None:

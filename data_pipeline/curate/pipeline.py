@@ -1,0 +1,168 @@
+"""The two Beam graphs of a curation. The only file that imports Apache Beam.
+
+    sources ─▶ cut ─┬─▶ prints ─▶ near pairs ─▶ which clips go ─┐
+                    └──────────────────────────────────────────▶ decide (captions)
+    sources ─▶ clips that stay ─▶ grouped by part ─▶ write
+
+What travels is names, numbers and hashes, never frames: those stay in the work folder, which all
+workers must reach under the same path (a disk, or a mounted bucket).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipeline.curate import copies
+from data_pipeline.curate.settings import Settings
+from data_pipeline.curate.spool import Work, raise_reported, read_sources
+from data_pipeline.curate.workers import Cutter, Decider, PartWriter
+from data_pipeline.errors import BadInput
+
+_BATCH = 64  # sources whose clips are captioned together
+
+
+def _beam():
+  """Seconds of imports, for those alone who curate. Beam's warnings are of its own internals."""
+  level = logging.root.manager.disable
+  logging.disable(logging.WARNING)
+  try:
+    import apache_beam
+  except ImportError as error:
+    raise BadInput(
+      f"curate: apache_beam is missing ({error}). pip install 'sora_jax[data]'"
+    ) from error
+  finally:
+    logging.disable(level)
+  logging.getLogger("apache_beam").setLevel(logging.ERROR)
+  return apache_beam
+
+
+def read_options(arguments: Sequence[str], workers: int):
+  """Beam's options: DirectRunner with processes on this machine, unless others are given.
+
+  Args:
+    arguments: `--name=value`, Beam's own and those of a runner.
+    workers: processes on this machine; 1 runs in this one.
+  Raises:
+    BadInput: an option that Beam does not know, or a bad value.
+  """
+  _beam()
+  from apache_beam.options.pipeline_options import PipelineOptions
+
+  mode = "multi_processing" if workers > 1 else "in_memory"
+  own = ["--runner=DirectRunner", f"--direct_num_workers={workers}"]
+  own.append(f"--direct_running_mode={mode}")
+  is_other = any(argument.startswith("--runner") for argument in arguments)
+  quiet = "--default_sdk_harness_log_level=ERROR"
+  given = [quiet, *arguments] if is_other else [quiet, *own, *arguments]
+  try:
+    options = PipelineOptions(given)
+    known = options.get_all_options(drop_default=True)
+  except SystemExit as stop:
+    raise BadInput(f"curate: Beam does not take the options {given}. See --help.") from stop
+  unknown = [a for a in arguments if a.lstrip("-").partition("=")[0].replace("-", "_") not in known]
+  if unknown:
+    raise BadInput(f"curate: {' '.join(unknown)} is no option of ours or of Beam's. Leave it out.")
+  return options
+
+
+def analyse(
+  options, work: Work, settings: Settings, *, chat, paths: Sequence[str], there: Sequence[str]
+) -> None:
+  """Cuts all sources and decides upon their clips; leaves spools and decisions.
+
+  Args:
+    options: of Beam.
+    work, settings, chat: see `Decider`.
+    paths: files of sources.
+    there: tables of clips that new ones are compared with, and that stay.
+  """
+  beam = _beam()
+  from apache_beam.pvalue import AsDict
+
+  def build(p) -> None:
+    cut = (
+      p
+      | "files" >> beam.Create(list(paths))
+      | "sources" >> beam.FlatMap(read_sources)
+      | "spread" >> beam.Reshuffle()
+      | "cut" >> beam.Map(Cutter(settings, work).cut)
+    )
+    gone = AsDict(_find_copies(beam, p, cut, settings, there))
+    _ = (
+      cut
+      | "settle" >> beam.Reshuffle()
+      | "batch" >> beam.BatchElements(min_batch_size=1, max_batch_size=_BATCH)
+      | "decide" >> beam.FlatMap(Decider(settings, work, chat).decide, gone)
+    )
+
+  _run(beam, options, work, build)
+
+
+def _find_copies(beam: Any, p, cut, settings: Settings, there: Sequence[str]) -> Any:
+  """(source, its clips that go)."""
+  if not settings.near.remove:
+    return p | "no copies" >> beam.Create([], reshuffle=False)
+  new = cut | "prints" >> beam.FlatMap(copies.prints_of)
+  old = p | "tables" >> beam.Create(list(there)) | "there" >> beam.FlatMap(copies.prints_there)
+  return (
+    (new, old)
+    | beam.Flatten()
+    | "keyed" >> beam.FlatMap(copies.keyed)
+    | "by key" >> beam.GroupByKey()
+    | "near" >> beam.FlatMap(copies.find_near, settings.near)
+    | "by better" >> beam.GroupByKey()
+    | "stars" >> beam.Map(_at_one_place)
+    | "all stars" >> beam.GroupByKey()
+    | "resolve" >> beam.FlatMap(_resolve)
+  )
+
+
+def _at_one_place(star):
+  better, worse = star
+  return None, (better, list(worse))
+
+
+def _resolve(group):
+  return copies.resolve(group[1])
+
+
+def write(options, work: Work, writer: PartWriter, *, paths: Sequence[str]) -> None:
+  """Writes the parts that are missing.
+
+  Args:
+    options: of Beam.
+    work: of the job.
+    writer: which parts, and how.
+    paths: files of sources.
+  """
+  beam = _beam()
+  cutter = Cutter(writer.settings, work)
+
+  def build(p) -> None:
+    _ = (
+      p
+      | "files" >> beam.Create(list(paths))
+      | "sources" >> beam.FlatMap(read_sources)
+      | "spools" >> beam.Map(cutter.cut)
+      | "clips" >> beam.FlatMap(writer.refs)
+      | "parts" >> beam.GroupByKey()
+      | "write" >> beam.Map(writer.write)
+    )
+
+  _run(beam, options, work, build)
+
+
+def _run(beam, options, work: Work, build) -> None:
+  """Runs a graph to its end. Raises what a worker left word of, as it was."""
+  pipeline = beam.Pipeline(options=options)
+  build(pipeline)
+  try:
+    result = pipeline.run()
+    state = result.wait_until_finish()
+  except Exception:
+    raise_reported(work)
+    raise
+  raise_reported(work)
+  if state not in (None, beam.runners.runner.PipelineState.DONE):
+    raise RuntimeError(f"curate: the runner ended the job as {state}.")

@@ -1,0 +1,207 @@
+"""The whole curation: raw videos in, one dataset out, whatever the workers, kills and reruns."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import texture
+
+from data_pipeline.curate.job import curate
+from data_pipeline.curate.settings import read_settings
+from data_pipeline.dataset import Dataset
+from data_pipeline.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = runpy.run_path(str(ROOT / "experiments" / "curate_default.py"))["get_config"]("debug")
+STUB = runpy.run_path(str(Path(__file__).with_name("chat_stub.py")))
+
+JOB = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from data_pipeline.curate.job import curate
+from data_pipeline.curate.settings import read_settings
+from experiments.curate_default import get_config
+given, out, workers = sys.argv[2:5]
+settings = read_settings(get_config("debug").curate.to_dict())
+print(json.dumps(curate(given, out, settings, workers=int(workers))))
+"""
+
+
+def settings_of(**changes):
+  plain = CONFIG.curate.to_dict()
+  for name, value in changes.items():
+    group, _, field = name.partition("__")
+    plain[group] = plain[group] | {field: value}
+  return read_settings(plain)
+
+
+def write_pan(make, path, seed):
+  """Two seconds of a camera that pans over a picture."""
+  picture = texture(seed, 64, 96 + 48)
+  lossless = path.with_suffix(".mkv")
+  make.write(lossless, [np.ascontiguousarray(picture[:, t : t + 96]) for t in range(48)])
+  make.ffmpeg("-i", lossless, "-r", 24, "-frames:v", 48, *make.X264, path)
+  lossless.unlink()
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory, make):
+  """Three videos, copies of two of them, and files that are none."""
+  folder = tmp_path_factory.mktemp("videos")
+  for i in range(3):
+    write_pan(make, folder / f"v{i}.mp4", seed=i)
+  make.ffmpeg("-i", folder / "v0.mp4", "-vf", "scale=48:32", *make.X264, folder / "small.mp4")
+  (folder / "v1.txt").write_text("A pattern moves.\nA coloured test pattern scrolls to the left.\n")
+  (folder / "text.mp4").write_text("not a video")
+  (folder / "empty.mp4").touch()
+  for path in folder.iterdir():
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+  return folder
+
+
+@pytest.fixture(scope="session")
+def made(videos, tmp_path_factory):
+  """The dataset that one process makes of them, and what it says."""
+  out = tmp_path_factory.mktemp("one") / "clips"
+  return out, curate(str(videos), out, settings_of(), workers=1)
+
+
+def contents(folder):
+  """Every file of a dataset by its name."""
+  files = (path for path in folder.rglob("*") if path.is_file())
+  return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_records_rejects_and_tables(made, videos):
+  out, said = made
+  clips = Dataset.open(out, kind="clip")
+  records = {record.source: record for record in map(clips.read, range(len(clips)))}
+  assert set(records) == {"v0.mp4", "v1.mp4", "v2.mp4"} and said["clips"] == len(clips) == 3
+  assert records["v1.mp4"].captions == (
+    "A pattern moves.",
+    "A coloured test pattern scrolls to the left.",
+  )
+  assert records["v0.mp4"].video.shape == (48, 64, 96, 3) and records["v0.mp4"].fps == 24
+  assert {"motion", "sharpness"} <= set(json.loads(records["v0.mp4"].scores))
+  rejects = {row["source"]: row for row in rows(out / "rejects.jsonl")}
+  assert {name: row["reason"] for name, row in rejects.items()} == {
+    "small.mp4": "duplicate",
+    "text.mp4": "not_video",
+    "empty.mp4": "empty",
+  }
+  assert rejects["small.mp4"]["detail"] == "of v0.mp4:0-48"
+  assert rejects["small.mp4"]["start_frame"] == 0 and rejects["small.mp4"]["end_frame"] == 48
+  assert said["rejects"] == {"duplicate": 1, "empty": 1, "not_video": 1}
+  assert [row["name"] for row in rows(out / "sources.jsonl")] == sorted(
+    path.name for path in videos.iterdir() if path.suffix == ".mp4"
+  )
+  assert (out / "report.html").stat().st_size > 1000
+  assert {path.name for path in out.parent.iterdir()} == {"clips", ".clips.curate"}
+
+
+def test_other_workers_make_the_same_bytes(made, videos, tmp_path):
+  out = tmp_path / "clips"
+  subprocess.run(
+    [sys.executable, "-c", JOB, str(ROOT), str(videos), str(out), "2"],
+    check=True,
+    capture_output=True,
+    timeout=120,
+  )
+  assert contents(out) == contents(made[0])
+
+
+def test_a_killed_job_goes_on_and_a_finished_one_stays(made, videos, tmp_path):
+  out = tmp_path / "clips"
+  command = [sys.executable, "-c", JOB, str(ROOT), str(videos), str(out), "2"]
+  job = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+  spools = tmp_path / ".clips.curate" / "spools"
+  wait_for(lambda: len(list(spools.glob("*.json"))) >= 2)
+  job.send_signal(signal.SIGKILL)
+  job.wait()
+  kept = {path: path.stat().st_mtime_ns for path in spools.glob("*.json")}
+  assert not out.exists()
+  curate(str(videos), out, settings_of(), workers=1)
+  assert contents(out) == contents(made[0])
+  assert {path: path.stat().st_mtime_ns for path in kept} == kept  # were not cut again
+  before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+  assert curate(str(videos), out, settings_of(), workers=1)["clips"] == 3
+  assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def wait_for(condition, seconds=60):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end, "waited in vain"
+    time.sleep(0.02)
+
+
+def test_another_job_is_refused_and_appending_adds(made, videos, tmp_path, make):
+  out, more = tmp_path / "clips", tmp_path / "more"
+  curate(str(videos), out, settings_of(), workers=1)
+  more.mkdir()
+  write_pan(make, more / "new.mp4", seed=7)
+  make.ffmpeg("-i", videos / "v2.mp4", "-vf", "scale=192:128", *make.X264, more / "again.mp4")
+  with pytest.raises(BadInput, match=r"holds clips of other sources or settings. Give --append"):
+    curate(str(more), out, settings_of(), workers=1)
+  old = Dataset.open(out, kind="clip")
+  was = [old.read(row).id for row in range(len(old))]
+  said = curate(str(more), out, settings_of(), workers=1, is_append=True)
+  clips = Dataset.open(out, kind="clip")
+  assert [clips.read(row).id for row in range(3)] == was and len(clips) == said["clips"] == 4
+  assert clips.read(3).source == "new.mp4"
+  clips.verify()
+  rejects = {row["source"]: row for row in rows(out / "rejects.jsonl")}
+  assert rejects["again.mp4"]["detail"].startswith("of v2.mp4")  # the one that is there stays
+  assert rejects["small.mp4"]["reason"] == "duplicate"
+  assert {"v0.mp4", "new.mp4", "again.mp4"} < {row["name"] for row in rows(out / "sources.jsonl")}
+  fingerprint = curate(str(more), out, settings_of(), workers=1, is_append=True)["fingerprint"]
+  assert fingerprint == said["fingerprint"]
+  with pytest.raises(BadInput, match="holds no dataset yet"):
+    curate(str(more), tmp_path / "other", settings_of(), workers=1, is_append=True)
+
+
+def test_captions_of_an_endpoint_are_asked_for_once(videos, tmp_path, monkeypatch):
+  prompts = (dict(name="short", text="Describe it briefly.", max_characters=300),)
+  with STUB["ChatStub"]() as stub:
+    monkeypatch.setenv(STUB["VARIABLE"], stub.key)
+    chat = {"base_url": stub.url, **STUB["SETTINGS"]}
+    asking = settings_of(captions__prompts=prompts, captions__chat=chat)
+    said = curate(str(videos), tmp_path / "clips", asking, workers=1)
+    asked = len(stub.requests)
+    assert asked == said["usage"]["answers"] == 3
+    assert said["usage"]["prompt_tokens"] == 300 and said["usage"]["cost"] > 0
+    clips = Dataset.open(tmp_path / "clips", kind="clip")
+    captions = [clips.read(row).captions for row in range(3)]
+    assert sorted(map(len, captions)) == [1, 1, 3]
+    again = curate(str(videos), tmp_path / "clips", asking, workers=1)
+    assert again["usage"] == said["usage"] and len(stub.requests) == asked
+  with pytest.raises(BadInput, match=r"base_url=.* cannot be asked .*Connection refused"):
+    curate(str(videos), tmp_path / "others", asking, workers=1)  # nobody answers now
+  assert not (tmp_path / "others").exists()
+
+
+def test_no_clip_left_says_why(videos, tmp_path):
+  with pytest.raises(BadInput, match=r"none of \d sources gives a clip \(4 too_short"):
+    curate(str(videos), tmp_path / "clips", settings_of(windows__min_seconds=5.0), workers=1)
+  reasons = [row["reason"] for row in rows(tmp_path / ".clips.curate" / "rejects.jsonl")]
+  assert reasons.count("too_short") == 4
+
+
+def test_bad_inputs(videos, tmp_path):
+  (tmp_path / "nothing").mkdir()
+  with pytest.raises(BadInput, match="nothing"):
+    curate(str(tmp_path / "nothing"), tmp_path / "clips", settings_of(), workers=1)
+  with pytest.raises(BadInput, match="--no_such=3 is no option of ours or of Beam's"):
+    curate(str(videos), tmp_path / "clips", settings_of(), workers=1, options=["--no_such=3"])
+  assert not (tmp_path / ".clips.curate").exists()
