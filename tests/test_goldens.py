@@ -6,6 +6,7 @@ are kept by tests/sora_jax/commands/test_losses.py in the same way):
   REGENERATE=1 python -m pytest tests/test_goldens.py tests/sora_jax/commands/test_losses.py
 """
 
+import ast
 import importlib
 import os
 from pathlib import Path
@@ -26,7 +27,17 @@ ROOT, GOLDENS = Path(__file__).resolve().parents[1], Path(__file__).with_name("g
 FAMILIES = sorted(
   path.stem for path in (ROOT / "experiments").glob("*.py") if "CONFIGS = " in path.read_text()
 )
-NAMES = [(family, arg) for family in FAMILIES for arg in ("vae", "dit", "debug")]
+
+
+def args_of(family: str) -> list[str]:
+  """Keys of CONFIGS, read from the source: at collection an experiment cannot be imported."""
+  tree = ast.parse((ROOT / "experiments" / f"{family}.py").read_text())
+  tables = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+  (table,) = (value for value in tables if isinstance(value, ast.Dict))
+  return [ast.literal_eval(key) for key in table.keys]
+
+
+NAMES = [(family, arg) for family in FAMILIES for arg in args_of(family)]
 
 
 @pytest.fixture(autouse=True)

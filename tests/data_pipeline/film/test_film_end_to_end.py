@@ -28,7 +28,8 @@ def reel() -> bytes:
 def test_a_film_becomes_captioned_clips(make_package, use_index, reel, tmp_path):
   package = make_package(reel)
   use_index(package.path.parent)
-  facts = dict(film="Reel", attribution="(c) us", licence="CC-BY-3.0", sha256=package.film["sha256"])
+  sha256 = package.film["sha256"]
+  facts = dict(film="Reel", attribution="(c) us", licence="CC-BY-3.0", sha256=sha256)
   spans = [
     dict(start_seconds=0, end_seconds=3, captions=["First.", "The first of two."]),
     dict(start_seconds=3, end_seconds=6, captions=["Second."]),
