@@ -110,6 +110,7 @@ class ClipBatches:
     share: tuple[int, int],
     read_options: grain.ReadOptions,
   ):
+    self.choose = windows.choose  # of the window at a place in the stream
     self.facts, self.clips = facts, windows.clips
     self._rows, self._stage = facts["rows"], facts["stage"]
     self._step = 0 if cursor is None else self._check_cursor(cursor)
@@ -186,16 +187,21 @@ class _Windows:
   def clips(self) -> int:
     return len(self._records)
 
-  def read(self, place: int) -> dict[str, np.ndarray]:
-    """One element: `video` [F,H,W,3], `draw` [2], `record` []."""
+  def choose(self, place: int) -> tuple[int, tuple[int, ...]]:
+    """Row of the index of a place, and first frame, top and left of its window."""
     epoch, i = divmod(place, self.clips)
     row = int(self._records[self._order(epoch)[i]])
-    video = self._dataset.read(row).video
     draws = (_Draw.FRAME, _Draw.TOP, _Draw.LEFT)
-    first, *corner = (
+    wholes = (int(self._dataset.index[side][row]) for side in ("frames", "height", "width"))
+    return row, tuple(
       self._start(draw, place, whole - side + 1)
-      for side, whole, draw in zip(self._shape, video.shape, draws, strict=False)
+      for side, whole, draw in zip(self._shape, wholes, draws, strict=True)
     )
+
+  def read(self, place: int) -> dict[str, np.ndarray]:
+    """One element: `video` [F,H,W,3], `draw` [2], `record` []."""
+    row, (first, *corner) = self.choose(place)
+    video = self._dataset.read(row).video
     frames, *sides = self._shape
     cut = tuple(slice(i, i + side) for i, side in zip(corner, sides, strict=True))
     return {

@@ -12,45 +12,29 @@ a function of the sources and the settings alone.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from data_pipeline import change, hashing
-from data_pipeline.curate import pipeline
-from data_pipeline.curate.chat import Chat, Usage
-from data_pipeline.curate.report import write_report
+from data_pipeline import change
+from data_pipeline.curate import pipeline, tables
+from data_pipeline.curate.chat import Chat
 from data_pipeline.curate.settings import Settings
+from data_pipeline.curate.settled import read_settled
 from data_pipeline.curate.sources import find_sources
-from data_pipeline.curate.spool import (
-  Decision,
-  Ref,
-  Work,
-  digest_of,
-  list_refs,
-  read_clips,
-  read_decision,
-  read_rows,
-  write_rows,
-)
-from data_pipeline.curate.spool_writer import Summary, read_summary
+from data_pipeline.curate.spool import Work, digest_of, read_rows, write_rows
 from data_pipeline.curate.types import Reject, Source
 from data_pipeline.curate.workers import PartWriter, decides_captions
-from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
-from data_pipeline.folder import absolute, mend
+from data_pipeline.folder import Claim, absolute, mend, writable
 from data_pipeline.parts import Parts
 
-SHEET = 24  # clips of the report's contact sheet
 _EVERY_SECONDS = 1.0
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -98,13 +82,18 @@ def curate(
   work = Work.of(place)
   beam_options = pipeline.read_options(options, workers or os.cpu_count() or 1)
   found = _find(given, settings)
-  if (place / "meta.json").exists():
-    known = _known(place, found, is_append)
-    if known is None:
-      return _result(place, begin)
-    found = known
-  elif is_append:
-    raise BadInput(f"curate: --append: {out} holds no dataset yet. Leave --append out.")
+  with writable(work.folder), Claim(work.folder):
+    if (place / "meta.json").exists():
+      found = _new_ones(place, found, is_append)
+    elif is_append:
+      raise BadInput(f"curate: --append: {out} holds no dataset yet. Leave --append out.")
+    if found is not None:
+      _make(place, work, settings, found, beam_options, is_append, progress)
+  return tables.describe(place) | {"seconds": round(time.monotonic() - begin, 1)}
+
+
+def _make(place, work, settings, found, options, is_append: bool, progress) -> None:
+  """Cuts, decides and writes."""
   work.prepare()
   found = found._replace(sources=_not_removed(found.sources, place))
   paths = work.write_sources(found.sources)
@@ -112,9 +101,8 @@ def curate(
   asked = settings.captions.chat if settings.captions.prompts else None
   chat = Chat(asked, work.answers) if asked else None
   with _watching(work, found.sources, progress):
-    pipeline.analyse(beam_options, work, settings, chat=chat, paths=paths, there=there)
-  _assemble(place, work, settings, found, beam_options, paths, is_append)
-  return _result(place, begin)
+    pipeline.analyse(options, work, settings, chat=chat, paths=paths, there=there)
+  _assemble(place, work, settings, found, options, paths, is_append)
 
 
 def _find(given: str, settings: Settings) -> _Found:
@@ -137,14 +125,13 @@ def _decides(settings: Settings) -> list:
   return [settings.cut_digest(), near, said, write.name, write.shard_bytes]
 
 
-def _known(place: Path, found: _Found, is_append: bool) -> _Found | None:
+def _new_ones(place: Path, found: _Found, is_append: bool) -> _Found | None:
   """What is to be added to a dataset that is there; None for nothing.
 
   Raises:
     BadInput: another job made it.
   """
-  jobs = _read_json(place / "curation.json").get("jobs", [])
-  if found.digest in jobs:
+  if found.digest in tables.read_jobs(place):
     return None
   if not is_append:
     raise BadInput(
@@ -160,65 +147,26 @@ def _not_removed(sources: list[Source], place: Path) -> list[Source]:
   return [source for source in sources if source.name not in gone]
 
 
-class _Settled(NamedTuple):
-  """A source, what was cut from it, and what was decided."""
-
-  summary: Summary
-  decision: Decision | None
-
-  def refs(self) -> Iterator[Ref]:
-    return list_refs(self.summary, self.decision) if self.decision else iter(())
-
-  def kept(self) -> list[dict[str, Any]]:
-    """Facts of the clips that stay."""
-    decision = self.decision
-    return [clip for clip in self.summary["clips"] if decision and decision.keeps(clip)]
-
-  def row(self) -> dict[str, Any]:
-    """Of sources.jsonl."""
-    usage = list(self.decision.usage) if self.decision else list(Usage())
-    return {"name": self.summary["source"]["name"], "clips": self.kept(), "usage": usage}
-
-  def rejects(self) -> Iterator[dict[str, Any]]:
-    yield from self.summary["rejects"]
-    if self.decision:
-      for clip in self.summary["clips"]:
-        copy, failed = self.decision.copies.get(clip["id"]), self.decision.failed.get(clip["id"])
-        for reason, detail in (("duplicate", copy and f"of {copy}"), ("caption_failed", failed)):
-          if detail:
-            stop = clip["start_frame"] + clip["frames"]
-            yield Reject(clip["source"], clip["start_frame"], reason, stop, detail).row()
-
-
-def _settled(sources: Iterable[Source], work: Work, settings: Settings) -> Iterator[_Settled]:
-  for source in sources:
-    summary = read_summary(source, settings, work.spools)
-    if summary is None:
-      raise RuntimeError(f"curate: the spool of {source.name} is gone.")
-    yield _Settled(summary, read_decision(summary, work) if summary["clips"] else None)
-
-
 def _assemble(place, work, settings, found, options, paths, is_append: bool) -> None:
   """Writes the parts, the dataset and its tables."""
-  settled = lambda: _settled(found.sources, work, settings)  # noqa: E731
+  settled = list(read_settled(found.sources, work, settings))
   sizes: Counter[str] = Counter()
-  decided = []
-  for one in settled():
+  for one in settled:
     for clip in one.kept():
       sizes[one.summary["split"]] += clip["bytes"] + 1
-    decided.append(one.decision.digest if one.decision else None)
-  rows = _rows(settled(), found.rejects)
+  rows = tables.sort_rejects(settled, found.rejects)
   if not sizes:
     if is_append:
-      _append_tables(place, list(map(_Settled.row, settled())), rows, found.digest)
+      tables.append_tables(place, settled, rows, job=found.digest)
       return
     write_rows(work.folder / "rejects.jsonl", rows)
-    reasons = ", ".join(f"{n} {reason}" for reason, n in _count(rows).most_common(4))
+    reasons = ", ".join(f"{n} {why}" for why, n in tables.count_reasons(rows).most_common(4))
     raise BadInput(
       f"curate: none of {len(found.sources)} sources gives a clip ({reasons}). Look into "
       f"{work.folder / 'rejects.jsonl'}, and change the limits."
     )
   counts = {split: -(-size // settings.write.shard_bytes) for split, size in sorted(sizes.items())}
+  decided = [one.decision.digest if one.decision else None for one in settled]
   digest = digest_of([found.digest, decided, counts])
   target = work.folder / "append" / "clips" if is_append else place
   with _make_parts(target, work, settings, digest) as parts:
@@ -229,19 +177,18 @@ def _assemble(place, work, settings, found, options, paths, is_append: bool) -> 
       for part in parts.missing(counts):
         parts.write(*part, [])  # no clip's hash fell on it
     if not is_append:
-      _write_tables(parts.folder, list(map(_Settled.row, settled())), rows, [found.digest])
-      _report(parts.folder, settled, rows, work)
+      tables.write_tables(parts.folder, settled, rows, job=found.digest, work=work)
     dataset = parts.finish(counts)
   if is_append:
     change.append(place, dataset)
-    _append_tables(place, list(map(_Settled.row, settled())), rows, found.digest)
+    tables.append_tables(place, settled, rows, job=found.digest)
     shutil.rmtree(target.parent, ignore_errors=True)
 
 
 def _make_parts(target: Path, work: Work, settings: Settings, digest: str) -> Parts:
   """The parts of this plan; those of another one are removed, as the work folder is ours."""
-  made_of = _read_json(work.plan).get("digest")
-  if target.exists() and target != Path(target.anchor) and target.is_relative_to(work.folder):
+  made_of = next(read_rows(work.plan), {}).get("digest")
+  if target.exists() and target.is_relative_to(work.folder):
     shutil.rmtree(target)
   parts = Parts(
     target,
@@ -254,85 +201,6 @@ def _make_parts(target: Path, work: Work, settings: Settings, digest: str) -> Pa
   )
   write_rows(work.plan, [{"digest": digest}])
   return parts
-
-
-def _rows(settled: Iterable[_Settled], listed: list[dict]) -> list[dict[str, Any]]:
-  """Rows of rejects.jsonl, sorted."""
-  rows = [row for one in settled for row in one.rejects()] + listed
-  key = lambda row: (row["source"], row["start_frame"] or 0, row["reason"], row["detail"])  # noqa: E731
-  return sorted(rows, key=key)
-
-
-def _count(rows: Iterable[dict]) -> Counter[str]:
-  return Counter(row["reason"] for row in rows)
-
-
-def _write_tables(folder: Path, sources: list[dict], rejects: list[dict], jobs: list[str]) -> None:
-  write_rows(folder / "sources.jsonl", sorted(sources, key=lambda row: row["name"]))
-  write_rows(folder / "rejects.jsonl", rejects)
-  write_rows(folder / "curation.json", [{"jobs": jobs}])
-
-
-def _append_tables(place: Path, sources: list[dict], rejects: list[dict], job: str) -> None:
-  """Adds rows to the tables of a dataset. The last file tells that it is done."""
-  old = {row["name"]: row for row in read_rows(place / "sources.jsonl")}
-  all_sources = list((old | {row["name"]: row for row in sources}).values())
-  names = {row["name"] for row in sources}
-  kept = [row for row in read_rows(place / "rejects.jsonl") if row["source"] not in names]
-  known = {json.dumps(row, sort_keys=True) for row in kept}
-  kept += [row for row in rejects if json.dumps(row, sort_keys=True) not in known]
-  order = lambda row: (row["source"], row["start_frame"] or 0, row["reason"], row["detail"])  # noqa: E731
-  jobs = [*_read_json(place / "curation.json").get("jobs", []), job]
-  clips = [clip for row in all_sources for clip in row["clips"]]
-  sheet = _sheet_of(Dataset.open(place, kind="clip"))
-  write_report(place, clips, kept, _facts(all_sources), sheet)
-  _write_tables(place, all_sources, sorted(kept, key=order), jobs)
-
-
-def _report(folder: Path, settled: Callable, rows: list[dict], work: Work) -> None:
-  clips = (clip for one in settled() for clip in one.kept())
-  refs = sorted((ref for one in settled() for ref in one.refs()), key=_draw)[:SHEET]
-  sheet = [
-    dataclasses.replace(record, captions=tuple(ref.captions or record.captions))
-    for ref, record in read_clips(refs, work)
-  ]
-  facts = _facts([one.row() for one in settled()])
-  write_report(folder, clips, rows, facts, sheet)
-
-
-def _draw(ref: Ref) -> int:
-  return hashing.hash_text(f"sheet {ref.id}")
-
-
-def _sheet_of(dataset: Dataset) -> list:
-  order = hashing.permutation(len(dataset), hashing.hash_text("sheet"))[:SHEET]
-  return [dataset.read(row) for row in sorted(order.tolist())]
-
-
-def _facts(sources: list[dict]) -> dict[str, Any]:
-  usage = Usage()
-  for row in sources:
-    usage = usage.plus(Usage(*row["usage"]))
-  return {"sources": len(sources), "usage": usage._asdict()}
-
-
-def _result(place: Path, begin: float) -> dict[str, Any]:
-  dataset = Dataset.open(place, kind="clip")
-  sources = list(read_rows(place / "sources.jsonl"))
-  return {
-    "out": str(place),
-    "clips": len(dataset),
-    "without_captions": int((np.diff(dataset.index["caption_offsets"]) == 0).sum()),
-    "sources": len(sources),
-    "rejects": dict(sorted(_count(read_rows(place / "rejects.jsonl")).items())),
-    "usage": _facts(sources)["usage"],
-    "seconds": round(time.monotonic() - begin, 1),
-    "fingerprint": dataset.fingerprint,
-  }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-  return next(read_rows(path), {})
 
 
 @contextmanager

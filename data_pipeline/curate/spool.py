@@ -6,7 +6,7 @@
   spools/KEY.decision.json    which of its clips are copies, and the captions of the others
   answers/                of the chat endpoint: see `answers`
   next/                   tables that become part of the dataset
-  append-DIGEST/clips     a dataset that is about to be appended
+  append/clips            a dataset that is about to be appended
   plan.json               digest of the clips that the unfinished parts are made of
   stopped.json            why a worker ended the job
   take_down.json          a take-down that is not finished
@@ -96,9 +96,6 @@ class Work:
       paths.append(str(folder / f"{start // _CHUNK:05d}.jsonl"))
       write_rows(Path(paths[-1]), rows[start : start + _CHUNK])
     return paths
-
-  def append_folders(self) -> list[Path]:
-    return sorted(self.folder.glob("append-*"))
 
 
 def read_sources(path: str) -> Iterator[Source]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from data_pipeline.curate import tables
 from data_pipeline.curate.job import curate
 from data_pipeline.curate.settings import read_settings
 from data_pipeline.curate.spool import Work
@@ -53,7 +54,9 @@ def parser():
 def run(args) -> dict:
   if args.remove is not None:
     _refuse(args, "--remove", ("input", "append", "others"))
-    return take_down(args.out, _read_names(args.remove), args.data)
+    result = take_down(args.out, _read_names(args.remove), args.data)
+    tables.renew_report(args.out)  # its pictures may be of what is gone
+    return result
   _refuse(args, "curation", ("data",))
   if args.config is None or not args.input:
     raise BadInput("curate: --config=FILE.py and --input are needed. See sora curate --help.")

@@ -54,7 +54,8 @@ def add_options(p) -> None:
     "--states",
     action=argparse.BooleanOptionalAction,
     default=True,
-    help="store the states of caption tokens, not only their ids (default: yes)",
+    help="store the states of caption tokens, not only their ids (default: yes); sora train needs "
+    "those of minilm",
   )
   p.add_argument("--data", required=True, help="dataset of clip records")
   p.add_argument("--out", required=True, help="folder of the latent dataset")
@@ -116,12 +117,16 @@ def run(args) -> dict:
 
 def config_rules(config) -> dict[str, Rule]:
   """The renditions that a config asks for. Raises BadInput: it has none, or wrong ones."""
-  plain = config.to_dict()
-  found = plain["encode"] if isinstance(plain.get("encode"), dict) else {}
-  if set(found) != {"renditions"} or not isinstance(found["renditions"], dict):
+  found = config.to_dict().get("encode")
+  if not isinstance(found, dict) or not isinstance(found.get("renditions"), dict):
     raise BadInput(
       "encode: the config has no encode.renditions. Add encode = dict(renditions=dict(NAME=dict("
       "pixels=...))), or leave --config out."
+    )
+  for name in sorted(found.keys() - {"renditions"}):
+    raise BadInput(
+      f"encode: encode.{name}={found[name]!r} is not a setting: there is encode.renditions only. "
+      "Remove it; all else is an option of sora encode."
     )
   return read_rules(found["renditions"])
 

@@ -81,7 +81,8 @@ class EncodeJob:
 
     Raises:
       BadInput: the folder holds latents of other clips, another VAE or other settings; the clips
-        are too small or of too many shapes, which is seen before anything is written.
+        are too small or of too many shapes, which is seen before anything is written; one is
+        damaged, or they changed meanwhile.
     """
     if (self._out / "meta.json").exists():
       return self._open_existing()
@@ -130,8 +131,8 @@ class EncodeJob:
       wait_for_all("encoded")
       if jax.process_index() == 0:
         self._keep_makers(parts.folder)
+        self._check_clips()
         parts.finish(plan.counts)
-        register_derived(self._clips.path, self._out)
       wait_for_all("finished")
     return Dataset.open(self._out, kind="latent")
 
@@ -147,6 +148,7 @@ class EncodeJob:
         plan=plan.facts,
         start_over=self._start_over,
       )
+      register_derived(self._clips.path, self._out)  # a take-down from now on knows of this job
     return send_to_all(parts)
 
   def _write_parts(self, parts: Parts, plan: Plan, maker: PartEncoder) -> None:
@@ -161,6 +163,13 @@ class EncodeJob:
       for split, part in mine:
         parts.write(split, part, maker.records(plan.parts[split][part], meter))
       self._report(len(plan.table), total, meter.seconds)
+
+  def _check_clips(self) -> None:
+    """Raises BadInput: some were taken down, or added, while they were encoded."""
+    if Dataset.open(self._clips.path, kind="clip").fingerprint != self._clips.fingerprint:
+      raise BadInput(
+        f"encode: {self._clips.path} changed while it was encoded. Run again with --start-over."
+      )
 
   def _keep_makers(self, folder: Path) -> None:
     """Puts VAE and text encoder into the dataset."""

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.errors import BadInput
 from data_pipeline.records import SPLITS, ClipRecord, LatentRecord
 from data_pipeline.rendering import render
 from data_pipeline.renditions import name_rendition
@@ -45,11 +46,6 @@ class Plan(NamedTuple):
   def counts(self) -> dict[str, int]:
     """Parts of every split."""
     return {split: len(parts) for split, parts in self.parts.items()}
-
-  @property
-  def names(self) -> list[tuple[str, int]]:
-    """(split, part) of all parts."""
-    return [(split, i) for split, count in self.counts.items() for i in range(count)]
 
   @property
   def facts(self) -> dict:
@@ -142,7 +138,11 @@ class PartEncoder:
     self._words = Captions(encoder, states=states)
 
   def records(self, places: np.ndarray, done=lambda: None) -> Iterator[LatentRecord]:
-    """The records of these places of the table, in order; `done` is called for each one encoded."""
+    """The records of these places of the table, in order; `done` is called for each one encoded.
+
+    Raises:
+      BadInput: a clip is damaged.
+    """
     renditions = self._table[places]
     records: dict[int, ClipRecord] = {}
     latents: dict[int, np.ndarray] = {}
@@ -150,7 +150,11 @@ class PartEncoder:
     def load(number: int, sizes: Sequence[int]) -> Iterator[np.ndarray]:
       record = self._clips.read(int(renditions["row"][number]))
       records[number] = trim(record, self._captions)
-      yield from render(record.video, renditions[number], sizes)
+      try:
+        yield from render(record.video, renditions[number], sizes)
+      except BadInput as error:
+        where = f"clip {record.id!r} (source {record.source!r}) of {self._clips.path}"
+        raise BadInput(f"encode: {where}: {error}") from error
 
     shapes = [(f, h, w) for f, h, w in shapes_of(renditions).tolist()]
     batches = plan_batches(shapes, self._programs)

@@ -1,16 +1,20 @@
 """The whole way on the command line, tiny: clips, VAE, latents, DiT, video; and what is refused."""
 
 import contextlib
+from fractions import Fraction
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from data_pipeline.change import remove
 from data_pipeline.dataset import Dataset
+from data_pipeline.derived import read_derived
 from data_pipeline.records import ClipRecord
+from data_pipeline.video import EncodedVideo, encode_video
 from data_pipeline.writer import DatasetWriter
-from sora_jax.commands import encode_job
+from sora_jax.commands import encode_job, encode_parts
 from sora_jax.commands.entry import run_command
 from sora_jax.generate.media import read_mp4
 from sora_jax.models.frozen_vae import load_frozen_vae
@@ -98,14 +102,14 @@ def test_a_second_time_it_is_all_there(sora, made):
   assert f"is there already, {CLIPS} clips" in again.err and again.result["clips"] == CLIPS
 
 
-def write_images(path, sizes):
+def write_images(path, sizes, make=lambda video: video):
   """A dataset of single frames of (height, width)."""
   facts: dict[str, Any] = dict(licence="CC0-1.0", split="train", start_frame=0, fps=8.0, truth=b"")
   facts |= dict(captions=("a",), attributes="")
   with DatasetWriter(path, "clip", name="images", shard_bytes=2**20, meta={}) as writer:
     for i, size in enumerate(sizes):
       video = np.full((1, *size, 3), i, np.uint8)
-      writer.add(ClipRecord(id=str(i), source=str(i), video=video, **facts))
+      writer.add(ClipRecord(id=str(i), source=str(i), video=make(video), **facts))
 
 
 def test_clips_that_are_too_small_are_refused_at_once(sora, made, tmp_path, monkeypatch):
@@ -116,3 +120,51 @@ def test_clips_that_are_too_small_are_refused_at_once(sora, made, tmp_path, monk
   text = "sora encode: 1 of 3 clips are smaller than one patch (16x16"
   assert done.code == 2 and text in done.err and len(done.err.splitlines()) == 1
   assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_damaged_clip_is_named(sora, made, tmp_path):
+  """Its source too: that is what a take-down needs."""
+
+  def encode(video):
+    whole = encode_video(video, width=32, height=32, fps=Fraction(8), codec="lossless")
+    return EncodedVideo(whole.data[: len(whole.data) // 2], whole.shape) if video.any() else whole
+
+  write_images(tmp_path / "images", [(32, 32), (32, 32)], encode)
+  words = (f"--workdir={made / 'vae'}", "--text=bytes", f"--data={tmp_path / 'images'}")
+  done = sora("encode", *words, f"--out={tmp_path / 'latents'}")
+  text = f"sora encode: clip '1' (source '1') of {tmp_path / 'images'}: video: data of"
+  assert done.code == 2 and text in done.err and not (tmp_path / "latents").exists()
+
+
+def test_clips_that_change_meanwhile_leave_no_latents_of_what_is_gone(
+  sora, made, tmp_path, monkeypatch
+):
+  clips, out = tmp_path / "images", tmp_path / "latents"
+  write_images(clips, [(16, 16)] * 3)
+  make_record, known = encode_parts.make_record, []
+
+  def take_down(*args, **kwargs):
+    if not known:
+      known.extend(read_derived(clips))
+      remove(clips, {"1"})
+    return make_record(*args, **kwargs)
+
+  words = (f"--workdir={made / 'vae'}", "--text=bytes", f"--data={clips}", f"--out={out}")
+  with monkeypatch.context() as patch:
+    patch.setattr(encode_parts, "make_record", take_down)
+    done = sora("encode", *words)
+  assert done.code == 2 and f"{clips} changed while it was encoded" in done.err
+  assert known == [out] and not out.exists()  # who takes down while a job runs knows of it
+  assert sora("encode", *words, "--start-over").result["clips"] == 2
+  assert sorted(record.id for record in map(Dataset.open(out, kind="latent").read, (0, 1))) == [
+    *"02"
+  ]
+
+
+def test_settings_that_a_config_cannot_have(sora, made, tmp_path):
+  config = "from ml_collections import ConfigDict\n\ndef get_config():\n"
+  settings = "{'encode': {'renditions': {'a': {'pixels': 0}}, 'rows': 8}}"
+  (tmp_path / "config.py").write_text(f"{config}  return ConfigDict({settings})\n")
+  words = (f"--workdir={made / 'vae'}", "--text=bytes", f"--data={made / 'clips'}")
+  done = sora("encode", *words, f"--out={tmp_path / 'out'}", f"--config={tmp_path / 'config.py'}")
+  assert done.code == 2 and "encode.rows=8 is not a setting" in done.err

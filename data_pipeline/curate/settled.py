@@ -1,0 +1,52 @@
+"""What became of the sources of a job: what was cut from each, and what was decided."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from data_pipeline.curate.chat import Usage
+from data_pipeline.curate.settings import Settings
+from data_pipeline.curate.spool import Decision, Ref, Work, list_refs, read_decision
+from data_pipeline.curate.spool_writer import Summary, read_summary
+from data_pipeline.curate.types import Reject, Source
+
+
+class Settled(NamedTuple):
+  """A source, what was cut from it, and what was decided."""
+
+  summary: Summary
+  decision: Decision | None
+
+  def refs(self) -> Iterator[Ref]:
+    return list_refs(self.summary, self.decision) if self.decision else iter(())
+
+  def kept(self) -> list[dict[str, Any]]:
+    """Facts of the clips that stay, with the captions that they have now."""
+    decision = self.decision
+    kept = [clip for clip in self.summary["clips"] if decision and decision.keeps(clip)]
+    if decision is None or decision.captions is None:
+      return kept
+    return [clip | {"captions": len(decision.captions[clip["id"]])} for clip in kept]
+
+  def row(self) -> dict[str, Any]:
+    """Of sources.jsonl."""
+    usage = list(self.decision.usage) if self.decision else list(Usage())
+    return {"name": self.summary["source"]["name"], "clips": self.kept(), "usage": usage}
+
+  def rejects(self) -> Iterator[dict[str, Any]]:
+    yield from self.summary["rejects"]
+    if self.decision:
+      for clip in self.summary["clips"]:
+        copy, failed = self.decision.copies.get(clip["id"]), self.decision.failed.get(clip["id"])
+        for reason, detail in (("duplicate", copy and f"of {copy}"), ("caption_failed", failed)):
+          if detail:
+            stop = clip["start_frame"] + clip["frames"]
+            yield Reject(clip["source"], clip["start_frame"], reason, stop, detail).row()
+
+
+def read_settled(sources: Iterable[Source], work: Work, settings: Settings) -> Iterator[Settled]:
+  """Of sources whose spools and decisions are there."""
+  for source in sources:
+    summary = read_summary(source, settings, work.spools)
+    if summary is None:
+      raise RuntimeError(f"curate: the spool of {source.name} is gone.")
+    yield Settled(summary, read_decision(summary, work) if summary["clips"] else None)
