@@ -8,7 +8,7 @@ INSTALL := $(PIP) install --no-compile -c constraints.txt
 USED := av, beartype, flax.nnx, grain, jax.numpy, jaxtyping, matplotlib.figure, \
   ml_collections.config_flags, optax, orbax.checkpoint, PIL.Image, rich.progress, \
   safetensors.numpy, tensorboardX, tensorflow_datasets, tokenizers
-USED_DATA := apache_beam, cv2, imagehash, onnxruntime, openai, rapidocr, scenedetect
+USED_DATA := apache_beam, cv2, onnxruntime, openai, rapidocr, scenedetect
 USED_TEST := $(USED_DATA), hypothesis, pytest, scipy.stats
 
 .PHONY: help setup data dev demo test lint format ci clean

@@ -41,7 +41,6 @@ BASE = [
 DATA = [
   "apache-beam",
   "fsspec",
-  "ImageHash",
   "onnxruntime",
   "openai",
   "opencv-python-headless",
@@ -49,7 +48,7 @@ DATA = [
   "rapidocr",
   "scenedetect-headless",
 ]
-TEST = [*DATA, "hypothesis", "imageio-ffmpeg", "pytest", "pytest-xdist", "scipy"]
+TEST = [*DATA, "hypothesis", "ImageHash", "imageio-ffmpeg", "pytest", "pytest-xdist", "scipy"]
 DEV = [*TEST, "pyright[nodejs]", "ruff"]
 
 setup(

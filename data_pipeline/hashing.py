@@ -11,7 +11,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
 _G, _A, _B, _WORD = int(_GOLDEN), int(_M1), int(_M2), 2**64 - 1  # for Python's integers
-_SORTED = 2**16  # items that are permuted by sorting their hashes
+SORTED = 2**16  # items that are permuted by sorting their hashes
 _ROUNDS = 8
 
 
@@ -66,7 +66,7 @@ def permuted(size: int, start: int, stop: int, *counters) -> np.ndarray:
   """
   if not 0 <= start <= stop <= size < 2**62:
     raise ValueError(f"permuted: start={start}, stop={stop} is no slice of size={size}.")
-  if size <= _SORTED:
+  if size <= SORTED:
     return permutation(size, *counters)[start:stop]
   places = np.arange(start, stop, dtype=np.uint64)
   places = _feistel(places, (size - 1).bit_length(), counters)

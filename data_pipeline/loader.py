@@ -119,7 +119,7 @@ def make_pools(
       )
   pools = []
   for i, dataset in enumerate(datasets):
-    rows = dataset.indices(split)
+    rows = _rows_of(dataset, split)
     pools.append(
       Pool(
         columns=dataset.index,
@@ -130,6 +130,14 @@ def make_pools(
       )
     )
   return pools
+
+
+def _rows_of(dataset: Dataset, split: str) -> np.ndarray | range:
+  """Rows of a split, in as little memory as they take."""
+  if set(dataset.splits) == {split}:
+    return range(len(dataset))
+  rows = dataset.indices(split)
+  return rows.astype(np.min_scalar_type(len(dataset)))
 
 
 class LatentBatches:

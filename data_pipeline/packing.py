@@ -235,19 +235,24 @@ def _draw(mixture: Mixture, settings: PackSettings, start: int, stop: int) -> di
   return dict(zip(names, columns, strict=True))
 
 
-def _count_patches(columns: Mapping, records: np.ndarray, patch) -> np.ndarray:
+def _count_patches(columns: Mapping, records: np.ndarray | range, patch) -> np.ndarray:
   """int64 [N]: patches of each clip."""
   count = np.ones(len(records), np.int64)
   for name, part in zip("fhw", patch, strict=True):
-    sides = columns[name][records].astype(np.int64)
-    if np.any(sides % part):
-      worst = int(records[sides % part != 0].min())
+    sides = _at(columns[name], records)
+    if part > 1 and np.any(sides % part):
+      worst = min(int(records[i]) for i in np.flatnonzero(sides % part))
       raise BadInput(
         f"packing: {name}={int(columns[name][worst])} of clip row {worst} is not a multiple of its "
         f"patch side {part} (patch {tuple(patch)}). Crop the clip, or set patch=(1,1,1)."
       )
     count *= sides // part
   return count
+
+
+def _at(column: np.ndarray, records: np.ndarray | range) -> np.ndarray:
+  """Items of a column; a range is a slice, which costs a tenth."""
+  return column[records.start : records.stop] if isinstance(records, range) else column[records]
 
 
 def _choose_captions(pool: Pool, block: Block, dropout: float) -> tuple[np.ndarray, np.ndarray]:
@@ -285,12 +290,12 @@ def check_fit(pool: Pool, settings: PackSettings) -> None:
     BadInput: a side that the patch does not divide; a clip or caption longer than a bin.
   """
   for start in range(0, len(pool), _CHUNK):
-    records = pool.select(np.arange(start, min(start + _CHUNK, len(pool))))
+    records = pool.rows[start : start + _CHUNK]
     patches = _count_patches(pool.columns, records, settings.patch)
     _check_fits(records, patches, _longest_captions(pool.columns, records), settings)
 
 
-def _longest_captions(columns: Mapping, records: np.ndarray) -> np.ndarray:
+def _longest_captions(columns: Mapping, records: np.ndarray | range) -> np.ndarray:
   """int64 [N]: slots that the longest caption of each clip takes. `records` ascend."""
   low, high = int(records[0]), int(records[-1]) + 1
   offsets = np.asarray(columns["caption_offsets"][low : high + 1], np.int64)
@@ -299,7 +304,8 @@ def _longest_captions(columns: Mapping, records: np.ndarray) -> np.ndarray:
   some = offsets[1:] > offsets[:-1]
   if some.any():
     longest[some] = np.maximum.reduceat(tokens, (offsets[:-1] - offsets[0])[some])
-  return np.maximum(longest[records - low], 1)
+  chosen = longest if isinstance(records, range) else longest[records - low]
+  return np.maximum(chosen, 1)
 
 
 def _check_fits(records, patches, captions, settings: PackSettings) -> None:

@@ -40,10 +40,9 @@ class RowReader:
       raise BadInput(
         f"loader: given_first_frame={given_first_frame} is no probability. Set it in [0, 1]."
       )
-    check_alike(datasets)
     self._datasets, self._settings = datasets, settings
     self._given_first_frame, self._counters = given_first_frame, counters
-    self._state_width = datasets[0].text_state_width
+    self._state_width = check_alike(datasets)
     self._sizes: dict[str, Any] = dict(
       slots=settings.slots,
       caption_slots=settings.caption_slots,
@@ -104,9 +103,12 @@ class RowReader:
     return np.arange(f * h * w) < h * w
 
 
-def check_alike(datasets: Sequence[Dataset]) -> None:
+def check_alike(datasets: Sequence[Dataset]) -> int | None:
   """Whether one model can learn from all of them.
 
+  Returns:
+    k, the width of the token states; None when there are none. A dataset without captions has no
+    width of its own, and goes with any.
   Raises:
     BadInput: one holds no latents; they were made by several VAEs or text encoders.
   """
@@ -122,12 +124,19 @@ def check_alike(datasets: Sequence[Dataset]) -> None:
           f"loader: {dataset.path} and {first.path} are of different {name}. "
           "Mix datasets that one VAE and one text encoder made."
         )
-    for name in ("latent_channels", "text_state_width"):
-      if getattr(dataset, name) != getattr(first, name):
-        raise BadInput(
-          f"loader: {name}={getattr(dataset, name)} of {dataset.path} is not the "
-          f"{getattr(first, name)} of {first.path}. Encode both with the same VAE and text encoder."
-        )
+    _check_widths(dataset, first, "latent_channels")
+  captioned = [each for each in datasets if len(each.index["caption_tokens"])] or list(datasets)
+  for dataset in captioned:
+    _check_widths(dataset, captioned[0], "text_state_width")
+  return captioned[0].text_state_width
+
+
+def _check_widths(dataset: Dataset, first: Dataset, name: str) -> None:
+  if getattr(dataset, name) != getattr(first, name):
+    raise BadInput(
+      f"loader: {name}={getattr(dataset, name)} of {dataset.path} is not the "
+      f"{getattr(first, name)} of {first.path}. Encode both with the same VAE and text encoder."
+    )
 
 
 def _check_index(dataset: Dataset, row: int, caption: int, record: LatentRecord) -> None:

@@ -70,16 +70,16 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-  """Successive draws of one pool within one pass over it.
+  """Successive draws of one pool: within one pass over it, or so many whole passes.
 
   Attributes:
     pool: number of the pool.
-    counters: of the hash: what names this pass of this pool.
+    counters: of the hash: seed, stage, number of the pass (of each draw, [n], or one), pool.
     record: int64 [n], rows of its index.
   """
 
   pool: int
-  counters: tuple[int, ...]
+  counters: tuple
   record: np.ndarray
 
 
@@ -114,13 +114,36 @@ class Mixture:
     """The draws start .. stop-1, by pool and pass."""
     edges = zip(self.counts(start), self.counts(stop), strict=True)
     for number, (pool, (first, last)) in enumerate(zip(self.pools, edges, strict=True)):
+      size = len(pool)
       while first < last:
-        turn, place = divmod(first, len(pool))
-        end = min(len(pool), place + last - first)
+        (turn, place), turns = divmod(first, size), (last - first) // size
+        if place == 0 and turns > 1:
+          yield self._passes(number, turn, turns)
+          first += turns * size
+          continue
+        end = min(size, place + last - first)
         counters = self.seed, self.stage, turn, number
-        places = hashing.permuted(len(pool), place, end, Purpose.PERMUTATION, *counters)
+        places = hashing.permuted(size, place, end, Purpose.PERMUTATION, *counters)
         yield Block(number, counters, pool.select(places))
         first += end - place
+
+  def _passes(self, number: int, turn: int, turns: int) -> Block:
+    """Whole passes of a pool that is small beside the window."""
+    pool = self.pools[number]
+    turn_of = np.arange(turn, turn + turns)
+    if len(pool) > hashing.SORTED:  # few passes, each of many clips
+      orders = [
+        hashing.permuted(
+          len(pool), 0, len(pool), Purpose.PERMUTATION, self.seed, self.stage, t, number
+        )
+        for t in turn_of.tolist()
+      ]
+      places = np.concatenate(orders)
+    else:
+      counters = Purpose.PERMUTATION, self.seed, self.stage, turn_of[:, None], number
+      places = np.argsort(hashing.hash64(*counters, np.arange(len(pool))), axis=1, kind="stable")
+    counters = self.seed, self.stage, np.repeat(turn_of, len(pool)), number
+    return Block(number, counters, pool.select(places.ravel()))
 
   def windows(self, window_clips: int) -> int:
     """Windows that an epoch is cut into, of at most `window_clips` draws and equal to one."""

@@ -125,6 +125,8 @@ def packed_batches(config, datasets, cursor, *, split: str, dropout: float, give
     seed=config.seed,
     patch=tuple(config.model.patch),
     cost=packing.cost_of(config.model.width),
+    rank=jax.process_index(),
+    ranks=jax.process_count(),
     caption_dropout=dropout,
     given_first_frame=given,
     cursor=cursor,
@@ -140,11 +142,12 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
   text, latent_channels = dataset.meta["text"], dataset.latent_channels
   if latent_channels is None:
     raise BadInput(f"train: {dataset.path} holds no latents. Encode it first (sora encode).")
-  if text["width"] and not dataset.text_state_width and len(dataset.index["caption_tokens"]):
-    raise BadInput(
-      f"train: {dataset.path} has captions but no states of its encoder {text['name']}, which the"
-      " model reads. Encode it again (sora encode)."
-    )
+  for each in datasets:
+    if text["width"] and not each.text_state_width and len(each.index["caption_tokens"]):
+      raise BadInput(
+        f"train: {each.path} has captions but no states of its encoder {text['name']}, which the"
+        " model reads. Encode it again (sora encode), with its states."
+      )
   settings = dit_settings(config, latent_channels=latent_channels, text=text)
   structure, shared = dit_structure(settings), loss_settings(config)
   optimizer, ema_decay = build_optimizer(config)
@@ -266,6 +269,7 @@ def clips_of(config, dataset: Dataset, cursor, *, split: str = "train"):
   """The loader of a VAE's clips: windows of one shape."""
   names = ("rows", "frames", "height", "width", "threads", "prefetch")
   settings = {name: config.data[name] for name in names}
+  settings |= dict(rank=jax.process_index(), ranks=jax.process_count())
   return clip_batches(dataset, split=split, seed=config.seed, cursor=cursor, **settings)
 
 

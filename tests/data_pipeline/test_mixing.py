@@ -221,3 +221,16 @@ def test_one_two_and_four_processes_continue_the_same_steps():
     some, cursor = run_hosts(ranks, 3, cursor)
     steps += some
   assert steps == whole and cursor == end
+
+
+def test_a_dataset_without_captions_goes_with_any():
+  bare = Clips(20, seed=4)
+  bare.text_state_width = None
+  for record in bare.records:
+    record.captions, record.text_ids, record.text_states = [], [], None
+  bare.index["caption_offsets"] = np.zeros(21, int)
+  bare.index["caption_tokens"] = np.zeros(0, np.int32)
+  for datasets in ([DATA, bare], [bare, DATA]):
+    batches = take(loader.latent_batches(datasets, **SETTINGS), 6)
+    numbers = [n for batch, _ in batches for n in batch["segment_dataset"].ravel() if n >= 0]
+    assert set(numbers) == {0, 1} and batches[0][0]["text_states"].shape[-1] == 3

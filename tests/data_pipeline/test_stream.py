@@ -59,7 +59,9 @@ def test_every_pass_shows_each_clip_once_however_the_stream_is_cut(sizes, length
 
 def test_passes_seeds_stages_and_pools_have_orders_of_their_own():
   mixed = mixture([50, 50])
-  orders = [tuple(block.record.tolist()) for block in mixed.blocks(0, 200)]
+  orders = [
+    tuple(turn.tolist()) for block in mixed.blocks(0, 200) for turn in block.record.reshape(-1, 50)
+  ]
   orders += [tuple(b.record.tolist()) for b in mixture([50], seed=4).blocks(0, 50)]
   orders += [tuple(b.record.tolist()) for b in mixture([50], stage=1).blocks(0, 50)]
   assert len(orders) == len(set(orders)) == 6
@@ -124,3 +126,15 @@ def test_a_slice_outside_is_refused():
 def test_pools_that_are_none(changed, text):
   with pytest.raises(BadInput, match=text):
     Pool(**{"columns": {}, "rows": range(3), **changed})
+
+
+def test_whole_passes_at_once_are_those_one_by_one():
+  mixed = mixture([5, 400], [1.0, 1.0])
+  at_once = drawn(mixed, 3, 800)
+  edges = list(range(3, 800, 7)) + [800]
+  one_by_one = [drawn(mixed, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+  for pool in (0, 1):
+    small = [record for part in one_by_one for number, record in part if number == pool]
+    assert [record for number, record in at_once if number == pool] == small
+  blocks = [block for block in mixed.blocks(3, 800) if block.pool == 0]
+  assert len(blocks) <= 3 and len(blocks[1].counters[2]) == len(blocks[1].record)

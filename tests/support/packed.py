@@ -70,6 +70,13 @@ class Clips:
       text_states=text_states if states and text_states else None,
     )
 
+  def __len__(self):
+    return len(self.records)
+
+  @property
+  def splits(self):
+    return {split: len(self.indices(split)) for split in ("train", "held_out")}
+
   def indices(self, split):
     return np.arange(5, len(self.records)) if split == "train" else np.arange(5)
 
