@@ -89,4 +89,4 @@ def test_refuses_captions_whose_states_are_not_there():
   dataset.text_state_width, dataset.index = None, dict(caption_tokens=np.array([3, 4]))
   config = demo.get_config("dit")
   with pytest.raises(BadInput, match="lat has captions but no states of its encoder minilm"):
-    build.dit_task(config, dataset, None)
+    build.dit_task(config, [dataset], None)

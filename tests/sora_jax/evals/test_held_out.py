@@ -199,8 +199,9 @@ class Clips:
   def __init__(self, held_out: int):
     self.held_out = held_out
 
-  def indices(self, split: str):
-    return np.arange({"held_out": self.held_out}[split])
+  @property
+  def splits(self):
+    return {"held_out": self.held_out} if self.held_out else {}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ class Clips:
 def test_refuses_to_evaluate_on_nothing(held_out, batches, text):
   config = ConfigDict(dict(every=dict(evaluate_steps=5), evaluate=dict(batches=batches)))
   with pytest.raises(BadInput, match=text):
-    build.check_held_out(config, Clips(held_out))  # pyright: ignore[reportArgumentType]
+    build.check_held_out(config, [Clips(held_out)])  # pyright: ignore[reportArgumentType]
 
 
 def test_refuses_to_keep_no_checkpoint():
