@@ -289,10 +289,13 @@ def check_fit(pool: Pool, settings: PackSettings) -> None:
   Raises:
     BadInput: a side that the patch does not divide; a clip or caption longer than a bin.
   """
+  words = pool.columns["caption_tokens"]
+  longest = max((int(words[i : i + _CHUNK].max()) for i in range(0, len(words), _CHUNK)), default=1)
   for start in range(0, len(pool), _CHUNK):
     records = pool.rows[start : start + _CHUNK]
     patches = _count_patches(pool.columns, records, settings.patch)
-    _check_fits(records, patches, _longest_captions(pool.columns, records), settings)
+    if longest > settings.caption_slots or patches.max() + max(longest, 1) > settings.slots:
+      _check_fits(records, patches, _longest_captions(pool.columns, records), settings)
 
 
 def _longest_captions(columns: Mapping, records: np.ndarray | range) -> np.ndarray:
