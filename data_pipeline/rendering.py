@@ -32,7 +32,7 @@ def render(video, rendition, sizes: Iterable[int]) -> Iterator[np.ndarray]:
 
 def _shown(video, rendition) -> Iterator[np.ndarray]:
   """Every frame of the rendition, cropped and resized."""
-  rows = choose_frames(int(rendition["start"]), int(rendition["frames"]), float(rendition["step"]))
+  rows = choose_frames(int(rendition["first"]), int(rendition["frames"]), float(rendition["step"]))
   top, left, bottom, right = rendition["crop"].tolist()
   height, width = rendition["resized"].tolist()
   for frame in _pick(video, rows.tolist()):

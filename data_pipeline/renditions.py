@@ -33,7 +33,8 @@ from data_pipeline.errors import BadInput
 # `width` what remains.
 RENDITION = np.dtype([
   ("row", np.int64),
-  ("start", np.int64),
+  ("start", np.int64),  # frame of the clip that it begins with
+  ("first", np.int64),  # the same, counted at its own rate from the clip's beginning
   ("frames", np.int32),
   ("height", np.int32),
   ("width", np.int32),
@@ -42,7 +43,8 @@ RENDITION = np.dtype([
   ("resized", np.int32, 2),
   ("crop", np.int32, 4),
 ])
-_NAMED = ("row", "start", "frames", "height", "width", "fps")  # what the id says
+# What a rendition shows; the id says all of it but the resizing, and that where it has to.
+_SHOWN = ("row", "start", "frames", "height", "width", "fps", "resized")
 _WHOLE = 0.01  # a rate this near to a whole multiple is one: frames are dropped, not chosen by time
 
 
@@ -162,12 +164,12 @@ def _render_kind(facts: list[float], rule: Rule, time_factor: int, side: int) ->
   h, w = resized[0] - crop[0] - crop[2], resized[1] - crop[1] - crop[3]
   if rule.images:
     starts = np.unique((2 * np.arange(rule.images) + 1) * frames // (2 * rule.images))
-    windows, step = [(start, 1) for start in starts.tolist()], 1.0
+    windows, step = [(start, start, 1) for start in starts.tolist()], 1.0
   else:
     step, fps, count = choose_rate(frames, fps, rule.fps)
     windows = _cut(count, frames == 1, fps, rule, time_factor)
-    windows = [(int(choose_frames(0, first + 1, step)[-1]), length) for first, length in windows]
-  found = [(0, start, length, h, w, fps, step, resized, crop) for start, length in windows]
+    windows = [(int(choose_frames(first, 1, step)[0]), first, n) for first, n in windows]
+  found = [(0, start, first, n, h, w, fps, step, resized, crop) for start, first, n in windows]
   return np.array(found, RENDITION)
 
 
@@ -198,9 +200,11 @@ def choose_rate(frames: int, native: float, fps: float) -> tuple[float, float, i
   return ratio, fps, count
 
 
-def choose_frames(start: int, frames: int, step: float) -> np.ndarray:
-  """int64 [frames]: the clip's frames that a rendition shows."""
-  return start + np.floor(np.arange(frames) * step + 0.5).astype(np.int64)
+def choose_frames(first: int, frames: int, step: float) -> np.ndarray:
+  """int64 [frames]: frames of the clip that a rendition shows. Frame i at its rate is that nearest
+  to i / fps, whichever window it falls into.
+  """
+  return np.floor((first + np.arange(frames)) * step + 0.5).astype(np.int64)
 
 
 def _cut(count: int, is_image: bool, fps: float, rule: Rule, time_factor: int):
@@ -231,14 +235,19 @@ def _expand(templates: list[np.ndarray], kind: np.ndarray) -> np.ndarray:
 
 
 def _drop_twins(table: np.ndarray) -> np.ndarray:
-  """The first of those that would have the same id."""
-  named = np.stack([table[name].astype(np.float64) for name in _NAMED], axis=1)
-  _, first = np.unique(named, axis=0, return_index=True)
+  """The first of those that show the same."""
+  columns = [table[name].astype(np.float64).reshape(len(table), -1) for name in _SHOWN]
+  _, first = np.unique(np.concatenate(columns, axis=1), axis=0, return_index=True)
   return table[np.sort(first)]
 
 
 def name_rendition(clip_id: str, rendition) -> str:
-  """Its id: `clip@WIDTHxHEIGHTxFRAMES@FPS+START`, unique among the clip's renditions."""
+  """Its id: `clip@WIDTHxHEIGHTxFRAMES@FPS+START`, unique among the clip's renditions.
+
+  `~WIDTHxHEIGHT`, to which it was resized, follows where a side was cropped then.
+  """
   fps = str(np.float32(rendition["fps"])).removesuffix(".0")
   size = f"{rendition['width']}x{rendition['height']}x{rendition['frames']}"
-  return f"{clip_id}@{size}@{fps}+{rendition['start']}"
+  h, w = rendition["resized"].tolist()
+  whole = (h, w) == (rendition["height"], rendition["width"])
+  return f"{clip_id}@{size}@{fps}+{rendition['start']}" + ("" if whole else f"~{w}x{h}")

@@ -45,12 +45,14 @@ class Captioned(NamedTuple):
     usage: of all answers, whenever they were asked: the same in every run.
     spent: of those asked now.
     failed: why a prompt has no caption, a line for a person; "" when all is well.
+    is_final: the model has answered; False where nobody did, so that asking again may help.
   """
 
   captions: tuple[str, ...]
   usage: Usage
   spent: Usage
   failed: str = ""
+  is_final: bool = True
 
 
 def caption_clip(
@@ -83,6 +85,9 @@ def _ask(record: ClipRecord, settings: CaptionSettings, ask: Ask) -> Captioned:
   for prompt in settings.prompts:
     try:
       answer = ask(prompt.text, content, frames)
+    except Refused as error:
+      return Captioned((), usage, spent, f"{prompt.name}: {error.detail}", is_final=False)
+    try:
       usage = usage.plus(answer.usage)
       spent = spent.plus(answer.usage) if answer.is_new else spent
       captions.append(read_caption(answer, prompt))

@@ -31,6 +31,7 @@ from data_pipeline.curate.sources import find_sources
 from data_pipeline.curate.spool import Work, digest_of, read_rows, write_rows
 from data_pipeline.curate.types import Reject, Source
 from data_pipeline.curate.workers import PartWriter, decides_captions
+from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import Claim, absolute, mend, writable
 from data_pipeline.parts import Parts
@@ -82,9 +83,11 @@ def curate(
   work = Work.of(place)
   beam_options = pipeline.read_options(options, workers or os.cpu_count() or 1)
   found = _find(given, settings)
-  with writable(work.folder), Claim(work.folder):
+  with writable(work.folder):
+    claim = Claim(work.folder)
+  with claim:
     if (place / "meta.json").exists():
-      found = _new_ones(place, found, is_append)
+      found = _new_ones(place, settings, found, is_append)
     elif is_append:
       raise BadInput(f"curate: --append: {out} holds no dataset yet. Leave --append out.")
     if found is not None:
@@ -125,18 +128,30 @@ def _decides(settings: Settings) -> list:
   return [settings.cut_digest(), near, said, write.name, write.shard_bytes]
 
 
-def _new_ones(place: Path, found: _Found, is_append: bool) -> _Found | None:
+def _mark(settings: Settings) -> str:
+  """Fact of the dataset: the settings that decide what a clip is."""
+  return digest_of(_decides(settings)[:3])
+
+
+def _new_ones(
+  place: Path, settings: Settings, found: _Found, is_append: bool
+) -> _Found | None:
   """What is to be added to a dataset that is there; None for nothing.
 
   Raises:
-    BadInput: another job made it.
+    BadInput: another job made it, or one of other settings.
   """
   if found.digest in tables.read_jobs(place):
     return None
   if not is_append:
     raise BadInput(
-      f"curate: {place} holds clips of other sources or settings. Give --append to add the new "
-      "sources, or another --out."
+      f"curate: {place} holds clips of other sources or settings. Give --append to add new "
+      "sources by the same settings, or another --out."
+    )
+  if Dataset.open(place, kind="clip").meta.get("curation") != _mark(settings):
+    raise BadInput(
+      f"curate: --append: {place} was made by other settings of shots, windows, scores, near, "
+      "captions or write. Take those, or another --out."
     )
   names = {row["name"] for row in read_rows(place / "sources.jsonl")}
   return found._replace(sources=[source for source in found.sources if source.name not in names])
@@ -194,7 +209,7 @@ def _make_parts(target: Path, work: Work, settings: Settings, digest: str) -> Pa
     target,
     "clip",
     name=settings.write.name,
-    meta={"curation": digest_of(_decides(settings)[:3])},
+    meta={"curation": _mark(settings)},
     plan={"digest": digest},
     storage="encoded",
     start_over=made_of != digest,

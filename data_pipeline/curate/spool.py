@@ -34,7 +34,8 @@ from data_pipeline.folder import absolute, neighbour
 from data_pipeline.records import ClipRecord
 from data_pipeline.shards import ShardReaders
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PASSING = ("crashed", "unreadable", "not_found")  # may be the machine's fault, not the source's
 _CHUNK = 200  # sources a file
 _DECISION = ".decision.json"
 
@@ -81,6 +82,9 @@ class Work:
       for folder in (self.spools, self.next):
         folder.mkdir(parents=True, exist_ok=True)
       self.stopped.unlink(missing_ok=True)
+      for path, summary in list_spools(self):
+        if any(row["reason"] in PASSING and not row["start_frame"] for row in summary["rejects"]):
+          path.unlink()  # is tried again
     except OSError as error:
       raise BadInput(
         f"curate: {self.folder} cannot be written ({error.strerror}). Give another --out."
@@ -150,6 +154,7 @@ class Decision:
     failed: clips that go because they got no caption, by id, with the reason.
     usage: fields of `chat.Usage`, of all answers.
     answers: names of the answers that are kept.
+    is_final: False where an endpoint gave no answer: the next run asks again.
   """
 
   digest: str
@@ -158,6 +163,7 @@ class Decision:
   failed: dict[str, str] = dataclasses.field(default_factory=dict)
   usage: list[float] = dataclasses.field(default_factory=lambda: [0, 0, 0, 0.0])
   answers: list[str] = dataclasses.field(default_factory=list)
+  is_final: bool = True
 
   def keeps(self, clip: Mapping[str, Any]) -> bool:
     return clip["id"] not in self.copies and clip["id"] not in self.failed

@@ -4,6 +4,7 @@ All of it can be pickled, leaves what it makes in the work folder, and does noth
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from data_pipeline import hashing
@@ -14,6 +15,7 @@ from data_pipeline.curate.child import ChildFailed, run_in_child
 from data_pipeline.curate.cut import cut_source
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.spool import (
+  FULL,
   Decision,
   Ref,
   Work,
@@ -46,6 +48,13 @@ def _cut(job: tuple[Source, Settings, str]) -> None:
   cut_source(*job)
 
 
+def _raise_full(error: ChildFailed) -> None:
+  """A full disk is no fault of the source: it ends the job, and nothing is lost."""
+  for number in FULL:
+    if os.strerror(number) in error.detail:
+      raise OSError(number, f"{os.strerror(number)} (while a source was cut)") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Cutter:
   """Cuts sources, each in a process of its own."""
@@ -69,6 +78,7 @@ class Cutter:
         memory_bytes=decode.memory_bytes,
       )
     except ChildFailed as error:
+      _raise_full(error)
       return refuse_source(source, self.settings, self.work.spools, error.reason, error.detail)
     summary = read_summary(source, self.settings, self.work.spools)
     if summary is None:
@@ -110,9 +120,10 @@ class Decider:
       return None
     gone = dict(copies.get(summary["source"]["name"], ()))
     said = decides_captions(self.settings.captions)
-    digest = digest_of([summary["digest"], summary["clips"], gone, said])
+    digest = digest_of([summary["digest"], summary["source"], summary["clips"], gone, said])
     kept = read_decision(summary, self.work)
-    return None if kept and kept.digest == digest else (summary, Decision(digest, gone))
+    holds = kept is not None and kept.is_final and kept.digest == digest
+    return None if holds else (summary, Decision(digest, gone))
 
   def _caption(self, begun: list[tuple[Summary, Decision]]) -> Iterator[tuple[Summary, Decision]]:
     """Adds the captions of all clips, many clips at a time."""
@@ -127,21 +138,18 @@ class Decider:
     for summary, decision in begun:
       captions: dict[str, list[str]] = {}
       failed: dict[str, str] = {}
-      usage, answers = Usage(), []
+      usage, answers, is_final = Usage(), [], True
       for ref in list(list_refs(summary, decision)):
         record, said = next(found)
         usage = usage.plus(said.usage)
         answers += self._answers(record)
+        is_final &= said.is_final
         if said.failed:
           failed[ref.id] = said.failed
         else:
           captions[ref.id] = list(said.captions)
-      yield (
-        summary,
-        dataclasses.replace(
-          decision, captions=captions, failed=failed, usage=list(usage), answers=answers
-        ),
-      )
+      facts = dict(usage=list(usage), answers=answers, is_final=is_final)
+      yield summary, dataclasses.replace(decision, captions=captions, failed=failed, **facts)
 
   def _answers(self, record: ClipRecord) -> list[str]:
     """Names of the answers about a clip, for a take-down."""

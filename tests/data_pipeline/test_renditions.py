@@ -78,7 +78,7 @@ def test_every_rendition_is_one_the_vae_takes_and_the_clip_has(clip, rule):
     assert "no rendition" in str(error) and rule.min_seconds
     return
   for one in table:
-    rows = choose_frames(one["start"], one["frames"], one["step"])
+    rows = choose_frames(one["first"], one["frames"], one["step"])
     assert one["frames"] % 4 == 1 and 0 <= rows[0] and rows[-1] < frames
     assert one["height"] % SIDE == one["width"] % SIDE == 0
     (h, w), (top, left, bottom, right) = one["resized"].tolist(), one["crop"].tolist()
@@ -103,7 +103,7 @@ def test_windows_lose_nothing_but_the_end(clip, fps, seconds):
   table = plan([clip], Rule(fps=fps, max_seconds=seconds))
   step, _, count = choose_rate(clip[0], float(np.float32(clip[3])), fps)
   whole = choose_frames(0, count, step)
-  shown = [choose_frames(one["start"], one["frames"], one["step"]) for one in table]
+  shown = [choose_frames(one["first"], one["frames"], one["step"]) for one in table]
   assert len(whole) - sum(map(len, shown)) <= 4
   if step == round(step):
     np.testing.assert_array_equal(np.concatenate(shown), whole[: sum(map(len, shown))])
@@ -304,3 +304,28 @@ def test_a_damaged_list_is_refused(tmp_path, text):
   (tmp_path / "derived.json").write_text(text)
   with pytest.raises(BadInput, match=r"derived.json is damaged \(.*\). Remove it"):
     derived.read_derived(tmp_path)
+
+
+RATES = (24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 48.0, 50.0, 60.0)
+
+
+@pytest.mark.parametrize("fps", (5.0, 8.0, 10.0, 12.0, 15.0, 20.0, 24.0, 25.0, 30.0))
+def test_windows_at_any_rate_show_frames_that_are_there_and_nearest_in_time(fps):
+  rule = Rule(fps=fps, max_seconds=1.0)
+  for native in RATES:
+    table = plan([(frames, 16, 16, native) for frames in range(1, 120)], rule)
+    for one in table:
+      rows = choose_frames(one["first"], one["frames"], one["step"])
+      assert rows[0] == one["start"] and rows[-1] <= one["row"], one  # of row + 1
+      assert np.all(np.diff(rows) >= 1)
+      if one["step"] % 1:
+        seconds = (one["first"] + np.arange(one["frames"])) / fps
+        assert np.all(abs(rows / native - seconds) <= 0.5 / native + 1e-9)
+
+
+def test_a_picture_that_is_cropped_and_one_that_is_resized_are_two():
+  rules = {"cropped": Rule(), "resized": Rule(pixels=96 * 96)}
+  index = dict(frames=[1], height=[100], width=[100], fps=[8.0])
+  table = plan_renditions({k: np.array(v) for k, v in index.items()}, rules, time_factor=4, side=16)
+  assert table["resized"].tolist() == [[100, 100], [96, 96]]
+  assert [name_rendition("a", one) for one in table] == ["a@96x96x1@8+0~100x100", "a@96x96x1@8+0"]

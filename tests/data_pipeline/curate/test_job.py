@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from pictures import texture
 
+from data_pipeline.curate import workers
+from data_pipeline.curate.child import ChildFailed
 from data_pipeline.curate.job import curate
 from data_pipeline.curate.settings import read_settings
 from data_pipeline.dataset import Dataset
@@ -189,6 +192,53 @@ def test_captions_of_an_endpoint_are_asked_for_once(videos, tmp_path, monkeypatc
   with pytest.raises(BadInput, match=r"base_url=.* cannot be asked .*Connection refused"):
     curate(str(videos), tmp_path / "others", asking, workers=1)  # nobody answers now
   assert not (tmp_path / "others").exists()
+
+
+def test_what_the_machine_failed_at_is_tried_again(videos, tmp_path, monkeypatch):
+  """A full disk ends the job; a file that was away, or a crash, is not held against its source."""
+
+  def fails(detail):
+    def run(function, job, **bounds):
+      raise ChildFailed("crashed", detail)
+
+    return run
+
+  monkeypatch.setattr(workers, "run_in_child", fails("RuntimeError: No space left on device"))
+  with pytest.raises(OSError, match="No space left on device"):
+    curate(str(videos), tmp_path / "clips", settings_of(), workers=1)
+  monkeypatch.setattr(workers, "run_in_child", fails("signal 11"))
+  with pytest.raises(BadInput, match=r"none of 6 sources gives a clip \(6 crashed\)"):
+    curate(str(videos), tmp_path / "clips", settings_of(), workers=1)
+  monkeypatch.undo()
+  assert curate(str(videos), tmp_path / "clips", settings_of(), workers=1)["clips"] == 3
+
+
+def test_a_corrected_side_car_reaches_captions_that_were_asked_for(videos, tmp_path, monkeypatch):
+  given = tmp_path / "videos"
+  shutil.copytree(videos, given)
+  prompts = (dict(name="short", text="Describe it briefly.", max_characters=300),)
+  with STUB["ChatStub"]() as stub:
+    monkeypatch.setenv(STUB["VARIABLE"], stub.key)
+    chat = {"base_url": stub.url, **STUB["SETTINGS"]}
+    asking = settings_of(captions__prompts=prompts, captions__chat=chat)
+    curate(str(given), tmp_path / "clips", asking, workers=1)
+    (given / "v1.txt").write_text("It stands still.\n")
+    shutil.rmtree(tmp_path / "clips")
+    curate(str(given), tmp_path / "clips", asking, workers=1)
+  clips = Dataset.open(tmp_path / "clips", kind="clip")
+  captions = {r.source: r.captions for r in map(clips.read, range(len(clips)))}
+  assert "It stands still." in captions["v1.mp4"] and "A pattern moves." not in captions["v1.mp4"]
+
+
+def test_appending_by_other_settings_is_refused_before_any_work(made, videos, tmp_path):
+  out = tmp_path / "clips"
+  shutil.copytree(made[0], out)
+  (tmp_path / "more").mkdir()
+  shutil.copy(videos / "v0.mp4", tmp_path / "more" / "new.mp4")
+  other = settings_of(windows__max_seconds=7.0)
+  with pytest.raises(BadInput, match="--append: .* was made by other settings"):
+    curate(str(tmp_path / "more"), out, other, workers=1, is_append=True)
+  assert not (tmp_path / ".clips.curate").exists()
 
 
 def test_no_clip_left_says_why(videos, tmp_path):
