@@ -26,7 +26,7 @@ from data_pipeline.curate.spool import Work, read_decision, read_rows, write_row
 from data_pipeline.dataset import Dataset
 from data_pipeline.derived import read_derived
 from data_pipeline.errors import BadInput
-from data_pipeline.folder import Claim, absolute, mend
+from data_pipeline.folder import Claim, absolute, discard, mend, neighbour
 from data_pipeline.writer import Facts
 
 _NAMED = 3  # unknown sources that an error names
@@ -37,8 +37,7 @@ def take_down(
 ) -> dict[str, Any]:
   """Removes the clips of some sources, and all that was made of them.
 
-  `report.html` and `report.json` stay as they are: until the next curation writes them, they still
-  count what was removed, and the contact sheet may show it.
+  `report.html` and `report.json` are not touched: `tables.renew_report` writes them anew.
 
   Args:
     out: folder of the clip dataset.
@@ -47,10 +46,11 @@ def take_down(
     latents: datasets made of the clips, besides those that the clips' folder lists.
   Returns:
     JSON-able: `removed`: how many records were, now, of "clips" and of every other dataset by its
-    path; `sources`: the names given, sorted; `missing`: datasets that are not there.
+    path; `sources`: the names given, sorted; `missing`: datasets that are not there; `unfinished`:
+    those whose jobs were not finished, and what they had written is removed whole.
   Raises:
     BadInput: before anything is changed: no dataset, a damaged one, one that would be left empty,
-      or a source that nothing here knows.
+      one that is being written, or a source that nothing here knows.
     OSError: the disk is full; repeat the command.
   """
   if isinstance(sources, str):
@@ -63,6 +63,9 @@ def take_down(
   with Claim(work.folder):
     clips = Dataset.open(place, kind="clip")
     others, missing = _open_others(place, latents)
+    unfinished = [path for path in [*(o.path for o in others), *missing] if _find_parts(path)]
+    for path in unfinished:
+      Claim(path).release()  # nobody is at it
     before = {row["source"] for row in read_rows(place / "removed.jsonl")}
     _check_known(names - before, [clips, *others], work)
     gone = before | names
@@ -76,11 +79,29 @@ def take_down(
       new = _follow(other.meta.get("clips"), changes)
       changed = {"clips": new} if new else None
       removed[str(other.path)] = len(change.remove(other.path, gone, meta_changes=changed))
+    for path in unfinished:
+      _discard_parts(path)
     _clean_work(work, gone)
     _drop_rows(place / "sources.jsonl", "name", gone)
     _drop_rows(place / "rejects.jsonl", "source", gone)
     _end(work, is_whole=not missing)
-  return {"removed": removed, "sources": sorted(names), "missing": list(map(str, missing))}
+  named = {"missing": list(map(str, missing)), "unfinished": list(map(str, unfinished))}
+  return {"removed": removed, "sources": sorted(names), **named}
+
+
+def _find_parts(path: Path) -> list[Path]:
+  """Folders of a job that has not finished the dataset at `path`: they may hold anything."""
+  if not path.parent.is_dir():
+    return []
+  finished = path.parent.glob(f"{neighbour(path, 'finished')}-*".rpartition("/")[2])
+  return [folder for folder in [neighbour(path, "parts"), *finished] if folder.exists()]
+
+
+def _discard_parts(path: Path) -> None:
+  """Removes them; the job begins anew."""
+  with Claim(path):
+    for folder in _find_parts(path):
+      discard(folder, path=path)
 
 
 def _open_others(

@@ -160,7 +160,8 @@ def test_nothing_of_the_sources_is_left_anywhere(out, tmp_path, make_latent):
   kept = read_summary(bert, SETTINGS, spools)
   result = take_down(out, gone, [tmp_path / "told"])
   paths = {str(tmp_path / name): 6 for name in ("listed", "told")}
-  assert result == dict(removed={"clips": 6} | paths, sources=sorted(gone), missing=[])
+  removed = {"clips": 6} | paths
+  assert result == dict(removed=removed, sources=sorted(gone), missing=[], unfinished=[])
   check_gone(tmp_path, gone)
   anew = write(tmp_path / "anew", clips_of([NAMES[1], NAMES[3]]), "clip", {"curation": "x"})
   assert Dataset.open(out, kind="clip").fingerprint == anew.fingerprint
@@ -296,6 +297,21 @@ def test_a_dataset_that_no_curation_made(tmp_path):
   out = tmp_path / "plain"
   write(out, clips_of(), "clip", {})
   result = take_down(out, [NAMES[3]])
-  assert result == dict(removed={"clips": 3}, sources=[NAMES[3]], missing=[])
+  assert result == dict(removed={"clips": 3}, sources=[NAMES[3]], missing=[], unfinished=[])
   assert ids(out) == [record.id for record in clips_of(NAMES[:3])]
   assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+def test_what_unfinished_jobs_wrote_is_removed_unless_they_run(out, tmp_path):
+  for path in (tmp_path / "listed", tmp_path / "begun"):
+    parts = path.with_name(f".{path.name}.parts") / "parts-0" / "train-00000"
+    parts.mkdir(parents=True)
+    (parts / "train-0").write_text(NAMES[0])
+  register_derived(out, tmp_path / "begun")
+  with Claim(tmp_path / "begun"), pytest.raises(BadInput, match="is being written by another"):
+    take_down(out, [NAMES[0]])
+  assert (tmp_path / ".begun.parts").exists() and not (out / "removed.jsonl").exists()
+  result = take_down(out, [NAMES[0]])
+  assert result["unfinished"] == [str(tmp_path / "listed"), str(tmp_path / "begun")]
+  assert result["missing"] == [str(tmp_path / "begun")]
+  assert not list(tmp_path.glob(".*.parts"))
