@@ -204,7 +204,8 @@ def choose_frames(first: int, frames: int, step: float) -> np.ndarray:
   """int64 [frames]: frames of the clip that a rendition shows. Frame i at its rate is that nearest
   to i / fps, whichever window it falls into.
   """
-  return np.floor((first + np.arange(frames)) * step + 0.5).astype(np.int64)
+  places = (first + np.arange(frames)) * step
+  return np.floor(places + (0.5 + 1e-6)).astype(np.int64)  # a tie is one, whatever its last digit
 
 
 def _cut(count: int, is_image: bool, fps: float, rule: Rule, time_factor: int):

@@ -234,7 +234,7 @@ def test_renditions_of_a_config(sora, made, tmp_path, storage):
     assert (record.frames, record.height, record.width) == pixels.shape[:3]
     assert record.start_frame == clip.start_frame + one["start"] and record.fps == one["fps"]
     assert record.captions == clip.captions and record.source == clip.source
-  assert by_id["clip/0@32x32x9@12+0"].crop == (0, 5, 0, 6)
+  assert by_id["clip/0@32x32x9@12+0~43x32"].crop == (0, 5, 0, 6)
   assert read_derived(tmp_path / "clips") == [tmp_path / "out"]
   meta = Dataset.open(tmp_path / "out", kind="latent").meta
   assert meta["renditions"]["stills"] == dataclasses.asdict(Rule(images=2))
