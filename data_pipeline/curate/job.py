@@ -153,7 +153,13 @@ def _new_ones(
       f"curate: --append: {place} was made by other settings of shots, windows, scores, near, "
       "captions or write. Take those, or another --out."
     )
-  names = {row["name"] for row in read_rows(place / "sources.jsonl")}
+  names = {row["name"]: row.get("stamp") for row in read_rows(place / "sources.jsonl")}
+  taken = [s.name for s in found.sources if names.get(s.name, s.stamp) != s.stamp]
+  if taken:
+    raise BadInput(
+      f"curate: --append: {len(taken)} sources have the names of others in {place} ({taken[0]}). "
+      "Give the folder above as --input, or take those down first."
+    )
   return found._replace(sources=[source for source in found.sources if source.name not in names])
 
 

@@ -38,7 +38,7 @@ def _beam():
 
 
 def read_options(arguments: Sequence[str], workers: int):
-  """Beam's options: DirectRunner with processes on this machine, unless others are given.
+  """Beam's options: its direct runner with processes on this machine, unless others are given.
 
   Args:
     arguments: `--name=value`, Beam's own and those of a runner.
@@ -50,7 +50,8 @@ def read_options(arguments: Sequence[str], workers: int):
   from apache_beam.options.pipeline_options import PipelineOptions
 
   mode = "multi_processing" if workers > 1 else "in_memory"
-  own = ["--runner=DirectRunner", f"--direct_num_workers={workers}"]
+  # What DirectRunner ends in; by that name Beam would first fetch a binary of another runner.
+  own = ["--runner=FnApiRunner", f"--direct_num_workers={workers}"]
   own.append(f"--direct_running_mode={mode}")
   is_other = any(argument.startswith("--runner") for argument in arguments)
   quiet = "--default_sdk_harness_log_level=ERROR"

@@ -30,7 +30,9 @@ class Settled(NamedTuple):
   def row(self) -> dict[str, Any]:
     """Of sources.jsonl."""
     usage = list(self.decision.usage) if self.decision else list(Usage())
-    return {"name": self.summary["source"]["name"], "clips": self.kept(), "usage": usage}
+    source = self.summary["source"]
+    facts = {"name": source["name"], "stamp": source["stamp"]}
+    return facts | {"clips": self.kept(), "usage": usage}
 
   def rejects(self) -> Iterator[dict[str, Any]]:
     yield from self.summary["rejects"]

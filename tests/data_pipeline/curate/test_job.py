@@ -255,3 +255,12 @@ def test_bad_inputs(videos, tmp_path):
   with pytest.raises(BadInput, match="--no_such=3 is no option of ours or of Beam's"):
     curate(str(videos), tmp_path / "clips", settings_of(), workers=1, options=["--no_such=3"])
   assert not (tmp_path / ".clips.curate").exists()
+
+
+def test_appending_another_video_of_a_known_name_is_refused(made, videos, tmp_path):
+  out = tmp_path / "clips"
+  shutil.copytree(made[0], out)
+  (tmp_path / "more").mkdir()
+  shutil.copy(videos / "v0.mp4", tmp_path / "more" / "v1.mp4")
+  with pytest.raises(BadInput, match=r"1 sources have the names of others in .* \(v1\.mp4\)"):
+    curate(str(tmp_path / "more"), out, settings_of(), workers=1, is_append=True)
