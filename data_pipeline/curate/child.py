@@ -17,6 +17,7 @@ Off Linux orphans do not become the keeper's children, and a killed keeper leave
 there only what still has its parents is killed.
 """
 
+import errno
 import os
 import pickle
 import subprocess
@@ -30,6 +31,7 @@ Result = TypeVar("Result")
 
 SLACK_BYTES = 512 << 20  # stacks of threads and the like, which take room but are not filled
 ANSWER_BYTES = 64 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no fault of what is worked on
 _GRACE_SECONDS = 10.0
 _ROOT = str(Path(__file__).parents[2])
 _KEEP = "import sys; sys.path.insert(0, {!r}); from data_pipeline.curate.keeper import keep; keep()"
@@ -40,8 +42,8 @@ class ChildFailed(Exception):
   """The worker gave no result.
 
   Args:
-    reason: "timeout", "memory" or "crashed" (a signal, an exit, or an exception that is neither
-      `Refused` nor `BadInput`).
+    reason: "timeout", "memory" or "crashed" (a signal, an exit, or an exception other than those
+      that `run_in_child` raises).
     detail: a line for a person.
   """
 
@@ -76,6 +78,7 @@ def run_in_child(
   Raises:
     ChildFailed: it was killed, or crashed.
     Refused, BadInput: as the function raised them.
+    OSError: likewise, if it is one of `FULL`.
   """
   path = [str(Path(entry).absolute()) for entry in sys.path]
   job = Job(path, pickle.dumps((function, argument)), seconds, memory_bytes, os.getpid())

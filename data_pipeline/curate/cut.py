@@ -50,20 +50,26 @@ def cut_source(source: Source, settings: Settings, folder: str | os.PathLike) ->
     The summary of the spool.
   Raises:
     BadInput: what would meet every source: a missing package, an unusable setting.
+    OSError: the disk is full.
   """
   if kept := read_summary(source, settings, folder):
     return kept
   opencv().setNumThreads(1)  # processes are the workers; and the same sums everywhere
   spool = Spool(source, settings, folder)
   try:
-    with open_source(source) as file:
-      _cut(file, spool, settings)
-  except Refused as error:
-    spool.reject(Reject(source.name, None, error.reason, None, error.detail))
+    _cut_or_reject(spool, settings)
+    return spool.finish()
   except BaseException:
     spool.abandon()
     raise
-  return spool.finish()
+
+
+def _cut_or_reject(spool: Spool, settings: Settings) -> None:
+  try:
+    with open_source(spool.source) as file:
+      _cut(file, spool, settings)
+  except Refused as error:
+    spool.reject(Reject(spool.source.name, None, error.reason, None, error.detail))
 
 
 def _cut(file: BinaryIO, spool: Spool, settings: Settings) -> None:

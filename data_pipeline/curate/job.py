@@ -7,8 +7,10 @@ OUT/curation.json    which jobs made it
 OUT/removed.jsonl    sources that were taken down: they do not come back
 .OUT.curate/         the work folder, see `spool`
 
-A rerun of a finished job changes nothing; that of a killed one makes what is missing. The output is
-a function of the sources and the settings alone.
+A rerun of a finished job changes nothing; that of a killed one makes what is missing, and tries
+sources again that were rejected for what may have been the machine's fault (`spool.PASSING`). Once
+the job is finished, --append does so, for sources that gave no clip. But for such faults, the
+output is a function of the sources and the settings alone.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from data_pipeline.curate.chat import Chat
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.settled import read_settled
 from data_pipeline.curate.sources import find_sources
-from data_pipeline.curate.spool import Work, digest_of, read_rows, write_rows
+from data_pipeline.curate.spool import PASSING, Work, digest_of, read_rows, write_rows
 from data_pipeline.curate.types import Reject, Source
 from data_pipeline.curate.workers import PartWriter, decides_captions
 from data_pipeline.dataset import Dataset
@@ -67,7 +69,7 @@ def curate(
     settings: of all stages.
     workers: processes of the embedded runner; None for one a core.
     options: of Beam; with `--runner=…` that runner's.
-    is_append: adds the sources that a dataset at `out` does not know.
+    is_append: adds the sources that a dataset at `out` does not know, or that it is to try again.
     progress: told how far it is, about every second.
   Returns:
     JSON-able: `out`, `clips`, `without_captions` (clips), `sources`, `rejects` (rows by reason),
@@ -133,15 +135,14 @@ def _mark(settings: Settings) -> str:
   return digest_of(_decides(settings)[:3])
 
 
-def _new_ones(
-  place: Path, settings: Settings, found: _Found, is_append: bool
-) -> _Found | None:
+def _new_ones(place: Path, settings: Settings, found: _Found, is_append: bool) -> _Found | None:
   """What is to be added to a dataset that is there; None for nothing.
 
   Raises:
     BadInput: another job made it, or one of other settings.
   """
-  if found.digest in tables.read_jobs(place):
+  again = _passing(place) if is_append else set()
+  if found.digest in tables.read_jobs(place) and again.isdisjoint(s.name for s in found.sources):
     return None
   if not is_append:
     raise BadInput(
@@ -153,7 +154,8 @@ def _new_ones(
       f"curate: --append: {place} was made by other settings of shots, windows, scores, near, "
       "captions or write. Take those, or another --out."
     )
-  names = {row["name"]: row.get("stamp") for row in read_rows(place / "sources.jsonl")}
+  known = (row for row in read_rows(place / "sources.jsonl") if row["name"] not in again)
+  names = {row["name"]: row.get("stamp") for row in known}
   taken = [s.name for s in found.sources if names.get(s.name, s.stamp) != s.stamp]
   if taken:
     raise BadInput(
@@ -161,6 +163,15 @@ def _new_ones(
       "Give the folder above as --input, or take those down first."
     )
   return found._replace(sources=[source for source in found.sources if source.name not in names])
+
+
+def _passing(place: Path) -> set[str]:
+  """Sources without clips in a dataset, all for reasons that may have passed."""
+  reasons: dict[str, set[str]] = {}
+  for row in read_rows(place / "rejects.jsonl"):
+    reasons.setdefault(row["source"], set()).add(row["reason"])
+  used = {row["name"] for row in read_rows(place / "sources.jsonl") if row["clips"]}
+  return {name for name, found in reasons.items() if found <= PASSING} - used
 
 
 def _not_removed(sources: list[Source], place: Path) -> list[Source]:

@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from data_pipeline.curate.child import ANSWER_BYTES, SLACK_BYTES, ChildFailed, Job
+from data_pipeline.curate.child import ANSWER_BYTES, FULL, SLACK_BYTES, ChildFailed, Job
 from data_pipeline.curate.types import Refused
 from data_pipeline.errors import BadInput
 
@@ -220,6 +220,8 @@ def _called(job: Job) -> bytes:
   except MemoryError:
     return _packed(ChildFailed("memory", "an allocation failed"))
   except BaseException as error:
+    if isinstance(error, OSError) and error.errno in FULL:
+      return _packed(OSError(error.errno, error.strerror))
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
     return _packed(ChildFailed("crashed", text))

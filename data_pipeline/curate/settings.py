@@ -8,6 +8,7 @@ raise BadInput for a value out of its range.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -158,6 +159,21 @@ class Aesthetic(Limits):
         "or set measure=False."
       )
 
+  def hash_files(self) -> list[str]:
+    """Hashes of what the files hold. Raises BadInput: one cannot be read."""
+    return [_hash_file(name, getattr(self, name)) for name in ("encoder", "head")]
+
+
+def _hash_file(name: str, path: str) -> str:
+  try:
+    with open(path, "rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise BadInput(
+      f"curate.scores.aesthetic: {name}={path} cannot be read ({error.strerror}). Give the file of "
+      "weights, or set measure=False."
+    ) from error
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -246,13 +262,26 @@ class Settings:
   write: Write
 
   def cut_digest(self) -> str:
-    """Hash of all that decides what `cut_source` makes of a source that it gets through."""
+    """Hash of all that decides what `cut_source` makes of a source that it gets through.
+
+    Files of weights are read once, at the first call; copies of these settings in other processes
+    know the result.
+
+    Raises:
+      BadInput: such a file cannot be read.
+    """
+    return self._cut_digest
+
+  @functools.cached_property
+  def _cut_digest(self) -> str:
     write = dataclasses.asdict(self.write)
     decides = [
       *(dataclasses.asdict(part) for part in (self.shots, self.windows, self.scores)),
       dataclasses.asdict(self.decode.limits),
       {name: value for name, value in write.items() if name not in ("name", "shard_bytes")},
     ]
+    if self.scores.aesthetic.measure:
+      decides.append({"weights": self.scores.aesthetic.hash_files()})
     text = json.dumps([CUT_VERSION, decides], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

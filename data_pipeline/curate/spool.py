@@ -2,7 +2,7 @@
 
 .OUT.curate/
   sources/00000.jsonl     the sources of the last run, some hundreds a file
-  spools/KEY.json, KEY.array_record      what was cut from a source: see `spool_writer`
+  spools/KEY.json, KEY-HASH.array_record      what was cut from a source: see `spool_writer`
   spools/KEY.decision.json    which of its clips are copies, and the captions of the others
   answers/                of the chat endpoint: see `answers`
   next/                   tables that become part of the dataset
@@ -16,7 +16,6 @@ must reach it under the same path.
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -27,15 +26,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline import records
-from data_pipeline.curate.spool_writer import Summary
+from data_pipeline.curate.child import FULL
+from data_pipeline.curate.spool_writer import Summary, spool_key
 from data_pipeline.curate.types import Source, Span
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import absolute, neighbour
 from data_pipeline.records import ClipRecord
 from data_pipeline.shards import ShardReaders
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PASSING = ("crashed", "unreadable", "not_found")  # may be the machine's fault, not the source's
+# Reasons that may be the machine's fault, not the source's: the next run tries again.
+PASSING = frozenset({"crashed", "timeout", "unreadable", "not_found"})
 _CHUNK = 200  # sources a file
 _DECISION = ".decision.json"
 
@@ -82,13 +82,23 @@ class Work:
       for folder in (self.spools, self.next):
         folder.mkdir(parents=True, exist_ok=True)
       self.stopped.unlink(missing_ok=True)
-      for path, summary in list_spools(self):
-        if any(row["reason"] in PASSING and not row["start_frame"] for row in summary["rejects"]):
-          path.unlink()  # is tried again
+      self._forget()
     except OSError as error:
       raise BadInput(
         f"curate: {self.folder} cannot be written ({error.strerror}). Give another --out."
       ) from error
+
+  def _forget(self) -> None:
+    """Removes spools that are made again, and records that no summary names, as a kill leaves."""
+    named = set()
+    for path, summary in list_spools(self):
+      if PASSING.isdisjoint(row["reason"] for row in summary["rejects"]):
+        named.add(summary["file"])
+      else:
+        path.unlink()
+    for path in self.spools.glob("*.array_record"):
+      if path.name not in named:
+        path.unlink()
 
   def write_sources(self, sources: Iterable[Source]) -> list[str]:
     """Writes the sources into files. Returns their paths."""
@@ -170,8 +180,8 @@ class Decision:
 
 
 def decision_path(summary: Summary, work: Work) -> Path:
-  """Of a source that has clips."""
-  return work.spools / (summary["file"].removesuffix(".array_record") + _DECISION)
+  """Of a source that has clips. Only the name of the source is looked at."""
+  return work.spools / (spool_key(summary["source"]["name"]) + _DECISION)
 
 
 def read_decision(summary: Summary, work: Work) -> Decision | None:

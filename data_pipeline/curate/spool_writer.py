@@ -1,7 +1,8 @@
 """Spools: what the cutting of one source leaves in a folder, whole or not at all.
 
-    KEY.array_record   serialised `ClipRecord`s in order of time; not there when there are none
-    KEY.json           the summary, written last: without it nothing is there
+    KEY-HASH.array_record   serialised `ClipRecord`s in order of time; not there without clips
+    KEY.json                the summary, written last: without it nothing is there
+KEY is of the source's name, HASH of the records: a summary never meets the records of another.
 A summary holds
     source      the fields of the `Source`
     digest      hash of the settings that decide what was cut
@@ -20,17 +21,21 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from data_pipeline import hashing, records
+from data_pipeline.curate.child import FULL
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.types import Reject, Source
 from data_pipeline.records import ClipRecord
 
 Summary = dict[str, Any]  # JSON-able
+KEY_LETTERS = 32
 _OPTIONS = "group_size:1,uncompressed"
 
 
@@ -39,10 +44,10 @@ def refuse_source(
 ) -> Summary:
   """Leaves the spool of a source whose child process failed: one reject, no clips.
 
-  It stands until the settings, or the bounds of time and memory, are others. What the process left
-  unfinished is removed.
+  It stands until the settings, or the bounds of time and memory, are others; one of
+  `spool.PASSING` for this run only. What the process left unfinished is removed.
   """
-  for part in Path(folder).glob(f"{_key(source)}.*.part"):
+  for part in Path(folder).glob(f"{spool_key(source.name)}.*.part"):
     part.unlink(missing_ok=True)
   spool = Spool(source, settings, folder)
   spool.reject(Reject(source.name, None, reason, None, detail))
@@ -51,7 +56,7 @@ def refuse_source(
 
 def read_summary(source: Source, settings: Settings, folder: str | os.PathLike) -> Summary | None:
   """The summary of the spool that lies in a folder for a source; None for none, or another's."""
-  path = Path(folder, f"{_key(source)}.json")
+  path = Path(folder, f"{spool_key(source.name)}.json")
   try:
     summary = json.loads(path.read_bytes())
     size = os.path.getsize(path.with_name(summary["file"])) if summary["file"] else 0
@@ -66,8 +71,9 @@ def _bounds(settings: Settings) -> list[float]:
   return [settings.decode.timeout_seconds, settings.decode.memory_bytes]
 
 
-def _key(source: Source) -> str:
-  return hashlib.sha256(source.name.encode()).hexdigest()[:32]
+def spool_key(name: str) -> str:
+  """What the names of all files of a source begin with: `KEY_LETTERS` of them."""
+  return hashlib.sha256(name.encode()).hexdigest()[:KEY_LETTERS]
 
 
 def _plain(source: Source) -> dict[str, Any]:
@@ -80,7 +86,7 @@ class Spool:
   def __init__(self, source: Source, settings: Settings, folder: str | os.PathLike):
     os.makedirs(folder, exist_ok=True)
     self.source = source
-    self._base = Path(folder, _key(source))
+    self._base = Path(folder, spool_key(source.name))
     self._part = self._base.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
     self._writer: Any = None
     self.summary: Summary = dict(
@@ -100,27 +106,68 @@ class Spool:
     self.summary["rejects"].append(reject.row())
 
   def add(self, record: ClipRecord, facts: dict[str, Any]) -> None:
+    """Raises OSError: the disk is full; also `finish`."""
     records.check_record(record)
-    if self._writer is None:
-      self._writer = array_record_module.ArrayRecordWriter(str(self._part), _OPTIONS)
-    self._writer.write(records.serialize(record))
+    with _naming_full():
+      if self._writer is None:
+        self._writer = array_record_module.ArrayRecordWriter(str(self._part), _OPTIONS)
+      self._writer.write(records.serialize(record))
     self.summary["clips"].append(facts)
 
   def finish(self, bounds: list[float] | None = None) -> Summary:
+    path = self._base.with_suffix(".json")
+    old = _file_of(path)
     self.summary["bounds"] = bounds
     if self._writer is not None:
-      self._writer.close()
-      path = self._base.with_suffix(".array_record")
-      _keep(self._part, path)
-      self.summary |= dict(file=path.name, file_bytes=path.stat().st_size)
+      self._close()
     self._part.write_text(json.dumps(self.summary, sort_keys=True))
-    _keep(self._part, self._base.with_suffix(".json"))
+    _keep(self._part, path)
+    if old and old != self.summary["file"]:
+      path.with_name(old).unlink(missing_ok=True)
     return json.loads(json.dumps(self.summary))
 
-  def abandon(self) -> None:
-    if self._writer is not None:
+  def _close(self) -> None:
+    """Gives the records their name."""
+    with _naming_full():
       self._writer.close()
+    path = self._base.with_name(f"{self._base.name}-{_hash(self._part)}.array_record")
+    _keep(self._part, path)
+    self.summary |= dict(file=path.name, file_bytes=path.stat().st_size)
+
+  def abandon(self) -> None:
+    """Removes what was written, finished or not."""
+    try:
+      if self._writer is not None:
+        self._writer.close()
+    except RuntimeError:  # as it did before: the disk is full
+      pass
+    finally:
       self._part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming_full() -> Iterator[None]:
+  """Makes what ArrayRecord raises on a full disk the OSError that it is."""
+  try:
+    yield
+  except RuntimeError as error:
+    for number in FULL:
+      if f" failed: {os.strerror(number)};" in str(error):
+        raise OSError(number, os.strerror(number)) from error
+    raise
+
+
+def _hash(path: Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def _file_of(path: Path) -> str:
+  """The records' file that a summary names; "" for none."""
+  try:
+    return json.loads(path.read_bytes())["file"]
+  except (FileNotFoundError, ValueError):
+    return ""
 
 
 def _keep(part: Path, path: Path) -> None:

@@ -83,7 +83,7 @@ def append_tables(
   rows = sorted(kept, key=_order)
   _write(folder, list(sources.values()), rows, jobs)
   renew_report(folder)
-  _write(folder, list(sources.values()), rows, [*jobs, job])
+  _write(folder, list(sources.values()), rows, list(dict.fromkeys([*jobs, job])))
 
 
 def renew_report(folder: str | os.PathLike) -> None:

@@ -12,7 +12,6 @@ datasets is missing.
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 
 from data_pipeline import change, hashing, index
 from data_pipeline.curate.spool import Work, read_decision, read_rows, write_rows
+from data_pipeline.curate.spool_writer import KEY_LETTERS, spool_key
 from data_pipeline.dataset import Dataset
 from data_pipeline.derived import read_derived
 from data_pipeline.errors import BadInput
@@ -63,9 +63,11 @@ def take_down(
   with Claim(work.folder):
     clips = Dataset.open(place, kind="clip")
     others, missing = _open_others(place, latents)
-    unfinished = [path for path in [*(o.path for o in others), *missing] if _find_parts(path)]
-    for path in unfinished:
-      Claim(path).release()  # nobody is at it
+    paths = [*(other.path for other in others), *missing]
+    unfinished = [path for path in paths if _find_parts(path)]
+    for path in paths:
+      if path in unfinished or neighbour(path, "lock").exists():
+        Claim(path).release()  # nobody is at it
     before = {row["source"] for row in read_rows(place / "removed.jsonl")}
     _check_known(names - before, [clips, *others], work)
     gone = before | names
@@ -93,7 +95,8 @@ def _find_parts(path: Path) -> list[Path]:
   """Folders of a job that has not finished the dataset at `path`: they may hold anything."""
   if not path.parent.is_dir():
     return []
-  finished = path.parent.glob(f"{neighbour(path, 'finished')}-*".rpartition("/")[2])
+  prefix = neighbour(path, "finished-").name
+  finished = [folder for folder in path.parent.iterdir() if folder.name.startswith(prefix)]
   return [folder for folder in [neighbour(path, "parts"), *finished] if folder.exists()]
 
 
@@ -146,7 +149,7 @@ def _is_text(name: str) -> bool:
 
 
 def _has_spool(name: str, work: Work) -> bool:
-  return (work.spools / f"{_key(name)}.json").exists()
+  return (work.spools / f"{spool_key(name)}.json").exists()
 
 
 def _check_rest(datasets: list[Dataset], gone: set[str]) -> None:
@@ -201,8 +204,8 @@ def _follow(fingerprint: Any, changes: Mapping[str, str]) -> str | None:
 
 
 def _clean_work(work: Work, gone: set[str]) -> None:
-  keys = {_key(name) for name in gone}
-  for answer in _answers(work, keys):
+  keys = {spool_key(name) for name in gone}
+  for answer in _answers(work, gone):
     answer.unlink(missing_ok=True)
   # order matters: a decision names the answers, so it goes after them
   for path in list(_spools(work, keys)):
@@ -215,15 +218,10 @@ def _clean_work(work: Work, gone: set[str]) -> None:
   _drop_rows(work.folder / "rejects.jsonl", "source", gone)
 
 
-def _key(name: str) -> str:
-  """Of the spool of a source, see `spool_writer`."""
-  return hashlib.sha256(name.encode()).hexdigest()[:32]
-
-
-def _answers(work: Work, keys: set[str]) -> Iterator[Path]:
+def _answers(work: Work, gone: set[str]) -> Iterator[Path]:
   """Files of the answers about clips of some sources, see `answers`."""
-  for key in sorted(keys):
-    decision = read_decision({"file": f"{key}.array_record"}, work)
+  for source in sorted(gone):
+    decision = read_decision({"source": {"name": source}}, work)
     for name in decision.answers if decision else ():
       yield work.answers / name[:2] / f"{name}.json"
 
@@ -233,7 +231,7 @@ def _spools(work: Work, keys: set[str]) -> Iterator[Path]:
   if work.spools.exists():
     with os.scandir(work.spools) as entries:
       for entry in entries:
-        if entry.name.lstrip(".").partition(".")[0] in keys:
+        if entry.name.lstrip(".")[:KEY_LETTERS] in keys:
           yield Path(entry.path)
 
 

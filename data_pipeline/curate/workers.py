@@ -4,7 +4,6 @@ All of it can be pickled, leaves what it makes in the work folder, and does noth
 """
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from data_pipeline import hashing
@@ -15,7 +14,6 @@ from data_pipeline.curate.child import ChildFailed, run_in_child
 from data_pipeline.curate.cut import cut_source
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.spool import (
-  FULL,
   Decision,
   Ref,
   Work,
@@ -48,13 +46,6 @@ def _cut(job: tuple[Source, Settings, str]) -> None:
   cut_source(*job)
 
 
-def _raise_full(error: ChildFailed) -> None:
-  """A full disk is no fault of the source: it ends the job, and nothing is lost."""
-  for number in FULL:
-    if os.strerror(number) in error.detail:
-      raise OSError(number, f"{os.strerror(number)} (while a source was cut)") from error
-
-
 @dataclasses.dataclass(frozen=True)
 class Cutter:
   """Cuts sources, each in a process of its own."""
@@ -63,7 +54,7 @@ class Cutter:
   work: Work
 
   def cut(self, source: Source) -> Summary:
-    """The summary of a source, which is cut now if it was not."""
+    """The summary of a source, which is cut now if it was not. Raises OSError: the disk is full."""
     with reporting(self.work):
       found = read_summary(source, self.settings, self.work.spools)
       return found or self._cut(source)
@@ -78,7 +69,6 @@ class Cutter:
         memory_bytes=decode.memory_bytes,
       )
     except ChildFailed as error:
-      _raise_full(error)
       return refuse_source(source, self.settings, self.work.spools, error.reason, error.detail)
     summary = read_summary(source, self.settings, self.work.spools)
     if summary is None:

@@ -34,7 +34,11 @@ def parser():
   )
   p.add_argument("--out", required=True, help="folder of the dataset")
   p.add_argument("--workers", type=int, help="processes on this machine (default: one a core)")
-  p.add_argument("--append", action="store_true", help="add new sources to the dataset at --out")
+  p.add_argument(
+    "--append",
+    action="store_true",
+    help="add new sources to the dataset at --out; tries again what crashed, timed out or was away",
+  )
   p.add_argument(
     "--remove", metavar="SOURCES", help="take down: names apart by commas, or @FILE, one a line"
   )

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from data_pipeline import records
 from data_pipeline.curate import cut, spool_writer
 from data_pipeline.curate.child import run_in_child
 from data_pipeline.curate.settings import read_settings
-from data_pipeline.curate.types import Source, Span
+from data_pipeline.curate.spool import Work
+from data_pipeline.curate.types import Reject, Source, Span
 from data_pipeline.curate.windows import Window
 from experiments import curate_default
 
@@ -107,8 +109,8 @@ def test_the_same_source_leaves_the_same_bytes(film, tmp_path):
   assert made[0] == made[1]
   for name in os.listdir(tmp_path / "a"):
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-  key = made[0]["file"].removesuffix(".array_record")
-  assert sorted(os.listdir(tmp_path / "a")) == [f"{key}.array_record", f"{key}.json"]
+  key = made[0]["file"].partition("-")[0]
+  assert sorted(os.listdir(tmp_path / "a")) == [made[0]["file"], f"{key}.json"]
 
 
 def test_what_is_there_is_not_made_again_until_it_is_another(film, tmp_path, monkeypatch):
@@ -129,6 +131,63 @@ def test_what_is_there_is_not_made_again_until_it_is_another(film, tmp_path, mon
   os.truncate(tmp_path / made["file"], 100)
   with pytest.raises(ZeroDivisionError):
     cut.cut_source(source, settings, tmp_path)
+
+
+def test_a_summary_never_meets_the_records_of_another(film, tmp_path, monkeypatch):
+  source, work = source_of(film[0]), Work(tmp_path)
+  first, other = make_settings(), make_settings(write__max_side=80)
+  made = cut.cut_source(source, first, work.spools)
+  with monkeypatch.context() as patch:
+    keep = spool_writer._keep
+    patch.setattr(
+      spool_writer, "_keep", lambda part, path: path.suffix == ".json" and 1 / 0 or keep(part, path)
+    )
+    with pytest.raises(ZeroDivisionError):  # between the records and their summary
+      cut.cut_source(source, other, work.spools)
+  assert spool_writer.read_summary(source, first, work.spools) == made
+  assert [record.video.shape[1] for record in read_records(work.spools, made)] == [SHAPE[0]] * 2
+  assert len(list(work.spools.glob("*.array_record"))) == 2
+  work.prepare()
+  assert [path.name for path in work.spools.glob("*.array_record")] == [made["file"]]
+  again = cut.cut_source(source, other, work.spools)
+  assert [path.name for path in work.spools.glob("*.array_record")] == [again["file"]]
+  cut.cut_source(source, make_settings(windows__min_seconds=9.0), work.spools)
+  assert not list(work.spools.glob("*.array_record"))
+
+
+@pytest.mark.parametrize(
+  "reason, start_frame, stands",
+  [
+    ("timeout", None, False),
+    ("crashed", None, False),
+    ("unreadable", 50, False),
+    ("not_found", None, False),
+    ("memory", None, True),
+    ("damaged", 50, True),
+  ],
+)
+def test_what_may_have_passed_stands_for_one_run(tmp_path, reason, start_frame, stands):
+  settings, source, work = make_settings(), Source(name="a", path="a"), Work(tmp_path)
+  spool = spool_writer.Spool(source, settings, work.spools)
+  spool.add(make_record(), {})
+  spool.reject(Reject("a", start_frame, reason))
+  made = spool.finish()
+  assert spool_writer.read_summary(source, settings, work.spools) == made
+  work.prepare()
+  assert spool_writer.read_summary(source, settings, work.spools) == (made if stands else None)
+  assert (work.spools / made["file"]).exists() == stands
+
+
+def _cut_on_a_full_disk(argument):
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+  return cut.cut_source(*argument)
+
+
+def test_a_full_disk_is_told_as_such_and_leaves_nothing(film, tmp_path):
+  argument = source_of(film[0]), make_settings(), tmp_path
+  with pytest.raises(OSError, match="File too large") as caught:
+    run_in_child(_cut_on_a_full_disk, argument, seconds=60, memory_bytes=2 << 30)
+  assert caught.value.errno == errno.EFBIG and not os.listdir(tmp_path)
 
 
 def make_record():

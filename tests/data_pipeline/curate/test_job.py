@@ -1,5 +1,6 @@
 """The whole curation: raw videos in, one dataset out, whatever the workers, kills and reruns."""
 
+import errno
 import json
 import os
 import runpy
@@ -197,20 +198,43 @@ def test_captions_of_an_endpoint_are_asked_for_once(videos, tmp_path, monkeypatc
 def test_what_the_machine_failed_at_is_tried_again(videos, tmp_path, monkeypatch):
   """A full disk ends the job; a file that was away, or a crash, is not held against its source."""
 
-  def fails(detail):
+  def fails(error):
     def run(function, job, **bounds):
-      raise ChildFailed("crashed", detail)
+      raise error
 
     return run
 
-  monkeypatch.setattr(workers, "run_in_child", fails("RuntimeError: No space left on device"))
+  full = OSError(errno.ENOSPC, "No space left on device")
+  monkeypatch.setattr(workers, "run_in_child", fails(full))
   with pytest.raises(OSError, match="No space left on device"):
     curate(str(videos), tmp_path / "clips", settings_of(), workers=1)
-  monkeypatch.setattr(workers, "run_in_child", fails("signal 11"))
+  monkeypatch.setattr(workers, "run_in_child", fails(ChildFailed("crashed", "signal 11")))
   with pytest.raises(BadInput, match=r"none of 6 sources gives a clip \(6 crashed\)"):
     curate(str(videos), tmp_path / "clips", settings_of(), workers=1)
   monkeypatch.undo()
   assert curate(str(videos), tmp_path / "clips", settings_of(), workers=1)["clips"] == 3
+
+
+def test_appending_tries_again_what_the_machine_failed_at(made, videos, tmp_path, monkeypatch):
+  out, run = tmp_path / "clips", workers.run_in_child
+
+  def fail(function, job, **bounds):
+    if job[0].name == "v2.mp4":
+      raise ChildFailed("timeout", "took more than 5 s")
+    return run(function, job, **bounds)
+
+  monkeypatch.setattr(workers, "run_in_child", fail)
+  said = curate(str(videos), out, settings_of(), workers=1)
+  assert said["clips"] == 2 and said["rejects"]["timeout"] == 1
+  said = curate(str(videos), out, settings_of(), workers=1, is_append=True)  # in vain
+  assert said["clips"] == 2 and said["rejects"]["timeout"] == 1
+  monkeypatch.undo()
+  assert curate(str(videos), out, settings_of(), workers=1)["clips"] == 2  # stays as it is
+  said = curate(str(videos), out, settings_of(), workers=1, is_append=True)
+  assert said["clips"] == 3 and "timeout" not in said["rejects"]
+  assert rows(out / "sources.jsonl") == rows(made[0] / "sources.jsonl")
+  assert rows(out / "rejects.jsonl") == rows(made[0] / "rejects.jsonl")
+  assert rows(out / "curation.json") == rows(made[0] / "curation.json")
 
 
 def test_a_corrected_side_car_reaches_captions_that_were_asked_for(videos, tmp_path, monkeypatch):
@@ -222,7 +246,7 @@ def test_a_corrected_side_car_reaches_captions_that_were_asked_for(videos, tmp_p
     chat = {"base_url": stub.url, **STUB["SETTINGS"]}
     asking = settings_of(captions__prompts=prompts, captions__chat=chat)
     curate(str(given), tmp_path / "clips", asking, workers=1)
-    (given / "v1.txt").write_text("It stands still.\n")
+    (given / "v1.txt").write_text("It stands still.\nNothing moves.\n")  # as many as before
     shutil.rmtree(tmp_path / "clips")
     curate(str(given), tmp_path / "clips", asking, workers=1)
   clips = Dataset.open(tmp_path / "clips", kind="clip")

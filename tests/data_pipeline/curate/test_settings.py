@@ -87,6 +87,23 @@ def test_whole_numbers_will_do_for_fractions():
   assert read_settings(changed("windows.max_seconds", 8)).windows.max_seconds == 8.0
 
 
+def test_the_digest_changes_with_what_files_of_weights_hold(tmp_path):
+  files = dict(encoder=str(tmp_path / "encoder.onnx"), head=str(tmp_path / "head.safetensors"))
+  config = plain()
+  config["scores"]["aesthetic"] |= dict(measure=True, **files)
+  with pytest.raises(BadInput, match=r"aesthetic: encoder=.*onnx cannot be read \(No such file"):
+    read_settings(config).cut_digest()
+  digests = set()
+  for words in ("one", "one"), ("two", "one"), ("two", "two"):
+    for path, word in zip(files.values(), words, strict=True):
+      (tmp_path / path).write_text(word)
+    digests.add(read_settings(config).cut_digest())
+  assert len(digests) == 3
+  config["scores"]["aesthetic"]["measure"] = False
+  (tmp_path / "head.safetensors").unlink()
+  read_settings(config).cut_digest()  # looks at no file
+
+
 def test_the_digest_changes_with_what_decides_the_cutting_only():
   before = read_settings(plain()).cut_digest()
   decides = [

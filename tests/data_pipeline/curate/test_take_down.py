@@ -15,7 +15,7 @@ from data_pipeline.curate import take_down as module
 from data_pipeline.curate.answers import Answers
 from data_pipeline.curate.settings import read_settings
 from data_pipeline.curate.spool import Decision, Work, decision_path, list_spools, write_rows
-from data_pipeline.curate.spool_writer import Spool, read_summary
+from data_pipeline.curate.spool_writer import Spool, read_summary, spool_key
 from data_pipeline.curate.take_down import take_down
 from data_pipeline.curate.types import Reject, Source
 from data_pipeline.dataset import Dataset
@@ -286,7 +286,7 @@ def test_sources_without_clips_can_be_blocked(out, known_by):
     made.finish()
   else:
     write_rows(out / known_by, [{"name": name, "source": name, "clips": []}])
-  (work.spools / f"{module._key(name)}.0123.part").write_text("unfinished")
+  (work.spools / f"{spool_key(name)}.0123.part").write_text("unfinished")
   assert take_down(out, [name])["removed"]["clips"] == 0
   assert table(out / "removed.jsonl", "source") == [name]
   assert holders(work.spools, name) == [] and not list(work.spools.glob("*.part"))
@@ -307,11 +307,17 @@ def test_what_unfinished_jobs_wrote_is_removed_unless_they_run(out, tmp_path):
     parts = path.with_name(f".{path.name}.parts") / "parts-0" / "train-00000"
     parts.mkdir(parents=True)
     (parts / "train-0").write_text(NAMES[0])
-  register_derived(out, tmp_path / "begun")
+  finished = tmp_path / ".[new].finished-0123"
+  finished.mkdir()
+  (finished / "train-0").write_text(NAMES[0])
+  for name in ("begun", "[new]", "soon"):
+    register_derived(out, tmp_path / name)
+  with Claim(tmp_path / "soon"), pytest.raises(BadInput, match="is being written by another"):
+    take_down(out, [NAMES[0]])  # it has not written anything yet
   with Claim(tmp_path / "begun"), pytest.raises(BadInput, match="is being written by another"):
     take_down(out, [NAMES[0]])
   assert (tmp_path / ".begun.parts").exists() and not (out / "removed.jsonl").exists()
   result = take_down(out, [NAMES[0]])
-  assert result["unfinished"] == [str(tmp_path / "listed"), str(tmp_path / "begun")]
-  assert result["missing"] == [str(tmp_path / "begun")]
-  assert not list(tmp_path.glob(".*.parts"))
+  assert result["unfinished"] == [str(tmp_path / name) for name in ("listed", "[new]", "begun")]
+  assert result["missing"] == [str(tmp_path / name) for name in ("[new]", "begun", "soon")]
+  assert not list(tmp_path.glob(".*.parts")) and not finished.exists()
