@@ -17,6 +17,7 @@ import numpy as np
 from data_pipeline import hashing
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from data_pipeline.rgb import Area
 from data_pipeline.video import window_of
 
 VERSION = 1  # of the stream: raised whenever the same settings give other windows
@@ -200,12 +201,12 @@ class _Windows:
 
   def read(self, place: int) -> dict[str, np.ndarray]:
     """One element: `video` [F,H,W,3], `draw` [2], `record` []."""
-    row, (first, *corner) = self.choose(place)
+    row, (first, top, left) = self.choose(place)
     video = self._dataset.read(row).video
-    frames, *sides = self._shape
-    cut = tuple(slice(i, i + side) for i, side in zip(corner, sides, strict=True))
+    frames, height, width = self._shape
+    area = Area(top, left, height, width)
     return {
-      "video": np.ascontiguousarray(window_of(video, first, first + frames)[:, *cut]),
+      "video": np.ascontiguousarray(window_of(video, first, first + frames, area)),
       "draw": np.array(divmod(place, 2**32), np.uint32),
       "record": np.array(row, np.int64),
     }

@@ -28,7 +28,8 @@ from data_pipeline.curate.spool_writer import Spool, Summary, read_summary
 from data_pipeline.curate.types import Refused, Reject, Source
 from data_pipeline.curate.windows import Window, find_windows
 from data_pipeline.records import ClipRecord
-from data_pipeline.video import EncodedVideo, encode_video
+from data_pipeline.video import EncodedVideo
+from data_pipeline.video_writer import encode_video
 
 
 class _Survey(NamedTuple):

@@ -20,9 +20,9 @@ from data_pipeline.curate.container import Limits as MediaLimits
 from data_pipeline.curate.fields import check_choice, check_names, check_range, make
 from data_pipeline.curate.shots import DETECTORS
 from data_pipeline.errors import BadInput
-from data_pipeline.video import CODECS, MAX_SIDE
+from data_pipeline.video_writer import CODECS, MAX_SIDE
 
-CUT_VERSION = 1  # of what `cut_source` makes; another one makes everything anew
+CUT_VERSION = 2  # of what `cut_source` makes; another one makes everything anew
 _THRESHOLDS = {"adaptive": (1.0, 255.0), "content": (1.0, 255.0), "transnetv2": (0.0, 1.0)}
 
 
@@ -220,7 +220,7 @@ class Write:
     name: of the dataset, as TFDS shows it.
     licence: of sources that bring none; SPDX id or text.
     shard_bytes: size of a shard, about.
-    codec: of the clips' videos, one of `video.CODECS`.
+    codec: of the clips' videos, one of `video_writer.CODECS`.
     quality: of the codec; CRF of h264.
     max_side: pixels; larger clips are reduced. None leaves every size.
     held_out_fraction: of the sources, not trained on.

@@ -29,7 +29,7 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.loader import latent_batches
 from data_pipeline.packing import cost_of
 from data_pipeline.records import ClipRecord, LatentRecord
-from data_pipeline.video import encode_video
+from data_pipeline.video_writer import encode_video
 from data_pipeline.writer import DatasetWriter
 from experiments.benchmarks.mixtures import MIXTURES
 
@@ -142,9 +142,7 @@ def open_torch(dataset: Dataset, args) -> Iterator[dict]:
   epoch = 0
   while True:
     plan = ours.plan(epoch)
-    yield from torch_batches(
-      str(dataset.path), plan, workers=args.workers, prefetch=args.prefetch
-    )
+    yield from torch_batches(str(dataset.path), plan, workers=args.workers, prefetch=args.prefetch)
     epoch += 1
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import SPLITS, ClipRecord, Record
-from data_pipeline.video import EncodedVideo, encode_video
+from data_pipeline.video import EncodedVideo
+from data_pipeline.video_writer import encode_video
 from sora_jax.commands.progress import track
 from sora_jax.models.frozen_vae import load_frozen_vae
 

@@ -12,7 +12,7 @@ from data_pipeline.clips import clip_batches
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
-from data_pipeline.video import encode_video
+from data_pipeline.video_writer import encode_video
 from data_pipeline.writer import DatasetWriter
 
 SIZES = [(9, 16, 16), (12, 16, 20), (9, 20, 16), (5, 16, 16), (9, 12, 16), (30, 24, 24)]

@@ -14,7 +14,7 @@ from data_pipeline import records as records_module
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.parts import Parts
-from data_pipeline.video import encode_video
+from data_pipeline.video_writer import encode_video
 from data_pipeline.writer import DatasetWriter
 
 ROOT = Path(__file__).parents[2]

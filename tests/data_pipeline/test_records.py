@@ -12,7 +12,8 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 from data_pipeline import example, records, tfds_folder
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord, LatentRecord
-from data_pipeline.video import EncodedVideo, as_frames, encode_video
+from data_pipeline.video import EncodedVideo, as_frames
+from data_pipeline.video_writer import encode_video
 
 BF16 = ml_dtypes.bfloat16
 TEXT = st.text(max_size=12)

@@ -25,7 +25,7 @@ from data_pipeline.renditions import (
   read_rules,
   snap_length,
 )
-from data_pipeline.video import encode_video
+from data_pipeline.video_writer import encode_video
 
 SIDE = 16
 

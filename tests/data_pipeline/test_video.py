@@ -14,8 +14,11 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from data_pipeline import rgb
 from data_pipeline.errors import BadInput
-from data_pipeline.video import EncodedVideo, as_frames, encode_video, exact_rate, window_of
+from data_pipeline.rgb import Area
+from data_pipeline.video import EncodedVideo, as_frames, window_of
+from data_pipeline.video_writer import encode_video, exact_rate
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +106,40 @@ def test_any_window_is_that_of_the_whole(codec):
   np.testing.assert_array_equal(window_of(whole, 3, 5), whole[3:5])
 
 
+@pytest.mark.parametrize("codec", ["h264", "lossless"])
+@pytest.mark.parametrize(("height", "width"), [(70, 102), (33, 241), (160, 64), (5, 3)])
+def test_any_area_is_that_of_the_whole(codec, height, width):
+  rng = np.random.default_rng(height)
+  video = rng.integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+  encoded = encode(video, codec, 4)
+  whole = encoded.decode()
+  for _ in range(200):
+    h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+    area = Area(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+    found = window_of(encoded, 1, 3, area)
+    np.testing.assert_array_equal(found, window_of(whole, 1, 3, area), err_msg=str(area))
+  for sides in ((0, 0, height + 1, 1), (-1, 0, 1, 1), (0, width, 1, 1), (0, 0, 0, 1)):
+    with pytest.raises(ValueError, match="is no part of a picture"):
+      next(encoded.frames(0, 1, Area(*sides)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(70, 102), (34, 242), (160, 64), (6, 4)])
+def test_planes_have_the_values_of_packed_pixels(height, width):
+  """swscale converts planes by other instructions than `rgb24`, the format that everyone reads."""
+  rng = np.random.default_rng(width)
+  planes = rng.integers(0, 256, (height * 3 // 2, width), np.uint8)
+  frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+  interpolation = rgb._SCALER["interpolation"]
+  packed = frame.reformat(
+    format="rgb24",
+    interpolation=interpolation,
+    src_colorspace="ITU709",
+    src_color_range="MPEG",
+    dst_color_range="JPEG",
+  )
+  np.testing.assert_array_equal(rgb.ToRGB(Area(0, 0, height, width))(frame), packed.to_ndarray())
+
+
 @pytest.mark.parametrize(
   "fps", [0.01, 1, np.float32(8), 23.976, Fraction(24000, 1001), Fraction(2**40, 2**35 + 1), 999.5]
 )
@@ -172,7 +209,7 @@ def test_the_same_bytes_in_any_process():
 STREAMS = """
 import os, sys
 import numpy as np
-from data_pipeline.video import encode_video
+from data_pipeline.video_writer import encode_video
 def held(name):
   with open("/proc/self/status") as file:
     return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024

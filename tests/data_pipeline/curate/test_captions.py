@@ -22,7 +22,7 @@ from data_pipeline.curate.motion import CAMERA
 from data_pipeline.curate.types import Refused
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
-from data_pipeline.video import encode_video
+from data_pipeline.video_writer import encode_video
 
 names = runpy.run_path(str(Path(__file__).with_name("chat_stub.py")))
 ChatStub, Fault, answer_with = (names[name] for name in ("ChatStub", "Fault", "answer_with"))

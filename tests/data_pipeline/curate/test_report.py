@@ -10,7 +10,8 @@ from data_pipeline.curate import report as report_module
 from data_pipeline.curate.report import write_report
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
-from data_pipeline.video import EncodedVideo, encode_video
+from data_pipeline.video import EncodedVideo
+from data_pipeline.video_writer import encode_video
 
 FACTS = {"sources": 3, "usage": {"answers": 7, "cost": 0.25}}
 
@@ -155,7 +156,7 @@ def test_shows_the_middle_frames_of_equal_parts_and_decodes_no_more(monkeypatch)
   decoded = []
   window = EncodedVideo.window
   monkeypatch.setattr(
-    EncodedVideo, "window", lambda v, a, b: decoded.append((a, b)) or window(v, a, b)
+    EncodedVideo, "window", lambda v, a, b, area: decoded.append((a, b)) or window(v, a, b, area)
   )
   one = record(0, frames=80)
   shown = report_module._pick(one)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.dataset import Dataset
-from data_pipeline.video import as_frames, encode_video
+from data_pipeline.video import as_frames
+from data_pipeline.video_writer import encode_video
 from experiments import film as experiment
 from sora_jax.commands.data import build_film
 

@@ -7,7 +7,7 @@ import pytest
 from pictures import texture
 
 from data_pipeline.dataset import Dataset
-from data_pipeline.video import encode_video
+from data_pipeline.video_writer import encode_video
 from sora_jax.commands.entry import main
 
 CONFIG = "--config=experiments/curate_default.py:debug"

@@ -12,7 +12,8 @@ from data_pipeline.change import remove
 from data_pipeline.dataset import Dataset
 from data_pipeline.derived import read_derived
 from data_pipeline.records import ClipRecord
-from data_pipeline.video import EncodedVideo, encode_video
+from data_pipeline.video import EncodedVideo
+from data_pipeline.video_writer import encode_video
 from data_pipeline.writer import DatasetWriter
 from sora_jax.commands import encode_job, encode_parts
 from sora_jax.commands.entry import run_command

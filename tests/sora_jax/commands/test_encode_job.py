@@ -20,7 +20,7 @@ from data_pipeline.derived import read_derived
 from data_pipeline.records import ClipRecord
 from data_pipeline.rendering import render
 from data_pipeline.renditions import Rule, name_rendition, plan_renditions
-from data_pipeline.video import encode_video
+from data_pipeline.video_writer import encode_video
 from data_pipeline.writer import DatasetWriter
 from sora_jax.commands import encode_progress
 from sora_jax.commands.encode import encode_dataset

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.records import ClipRecord
-from data_pipeline.video import encode_video
+from data_pipeline.video_writer import encode_video
 from data_pipeline.writer import DatasetWriter
 from sora_jax.commands.inspect_clips import file_name
 
