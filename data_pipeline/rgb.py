@@ -42,7 +42,7 @@ class Area(NamedTuple):
 
 
 class ToRGB:
-  """Converts decoded frames of one video; `frame` of another size than the first is fine too.
+  """Converts the decoded frames of one video.
 
   Args:
     area: what is wanted of every frame.
@@ -50,6 +50,7 @@ class ToRGB:
 
   def __init__(self, area: Area):
     self._area, self._reformatter = area, VideoReformatter()
+    self._part: VideoFrame | None = None  # memory of the part in hand
 
   def __call__(self, frame: VideoFrame) -> np.ndarray:
     """uint8 RGB [height, width, 3] of the area, equal to that part of the whole frame's."""
@@ -59,7 +60,7 @@ class ToRGB:
     left, width = _surround(self._area.left, self._area.width, frame.width)
     around = Area(top, left, height, width)
     if around != (0, 0, frame.height, frame.width):
-      frame = _cut_planes(frame, around)
+      frame = self._cut(frame, around)
     planes = self._reformatter.reformat(
       frame,
       format="gbrp",  # the same values as rgb24, for which there are no vector instructions
@@ -71,22 +72,23 @@ class ToRGB:
     inner = self._area._replace(top=self._area.top - top, left=self._area.left - left)
     return _interleave(planes, inner)
 
+  def _cut(self, frame: VideoFrame, area: Area) -> VideoFrame:
+    """A rectangle of a 4:2:0 frame; its sides and corner are even. The next one takes its place."""
+    part, size = self._part, (area.width, area.height)
+    if part is None or (part.width, part.height, part.format.name) != (*size, frame.format.name):
+      part = self._part = VideoFrame(*size, frame.format.name)
+    for i, (source, target) in enumerate(zip(frame.planes, part.planes, strict=True)):
+      top, left, height, width = area if i == 0 else (side // 2 for side in area)
+      inner = _pixels(source)[top : top + height, left : left + width]
+      _pixels(target)[:height, :width] = inner
+    return part
+
 
 def _surround(start: int, size: int, whole: int) -> tuple[int, int]:
   """First pixel and size of what is converted, along one axis, for `size` pixels from `start`."""
   first = max(0, start - _REACH) // _ALIGNED * _ALIGNED
   end = -(-(start + size + _REACH) // _ALIGNED) * _ALIGNED
   return first, min(whole, end) - first
-
-
-def _cut_planes(frame: VideoFrame, area: Area) -> VideoFrame:
-  """A rectangle of a 4:2:0 frame, as a frame of its own; its sides and corner are even."""
-  part = VideoFrame(area.width, area.height, frame.format.name)
-  for i, (source, target) in enumerate(zip(frame.planes, part.planes, strict=True)):
-    top, left, height, width = area if i == 0 else (side // 2 for side in area)
-    inner = _pixels(source)[top : top + height, left : left + width]
-    _pixels(target)[:height, :width] = inner
-  return part
 
 
 def _interleave(frame: VideoFrame, area: Area) -> np.ndarray:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Generator, Iterable, Iterator
-from fractions import Fraction
 from typing import Any
 
 import av
@@ -119,7 +118,7 @@ class EncodedVideo:
       if stream.frames != count:
         raise self._damaged(f"it holds {stream.frames} frames")
       stream.codec_context.thread_count = 1  # who reads many clips has threads of its own
-      ticks = 1 / (stream.average_rate * stream.time_base)  # of a frame
+      ticks = float(1 / (stream.average_rate * stream.time_base))  # of a frame
       if start:
         container.seek(int(start * ticks), stream=stream)
       to_rgb, found = ToRGB(area), start - 1
@@ -148,12 +147,14 @@ class EncodedVideo:
 
 
 def _decode_from(
-  container: Any, stream: Any, start: int, ticks: Fraction
+  container: Any, stream: Any, start: int, ticks: float
 ) -> Iterator[tuple[int, av.VideoFrame]]:
   """Frames `start` and later with their numbers; of those before only what they are made of."""
+  context, was_before = stream.codec_context, False
   for packet in container.demux(stream):
     is_before = packet.pts is not None and round(packet.pts / ticks) < start
-    stream.codec_context.skip_frame = "NONREF" if is_before else "DEFAULT"
+    if is_before != was_before:
+      context.skip_frame, was_before = "NONREF" if is_before else "DEFAULT", is_before
     for frame in packet.decode():
       number = round(frame.pts / ticks)
       if number >= start:
