@@ -22,11 +22,12 @@ import numpy as np
 from data_pipeline import hashing, index
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from data_pipeline.facts import Facts
 from data_pipeline.folder import Claim, absolute, discard, mend, neighbour, replace, settle
 from data_pipeline.folder import shard_name as name_of
 from data_pipeline.records import SPLITS, Record
 from data_pipeline.shards import open_shard
-from data_pipeline.writer import Facts, Shards, Sizes, seal, write_shard
+from data_pipeline.writer import Shards, Sizes, seal, write_shard
 
 _BATCH = 16  # records read at once
 _OWN = ("meta.json", "features.json", "dataset_info.json", "index")
@@ -138,7 +139,7 @@ def _facts_of(dataset: Dataset, changes: Mapping | None) -> Facts:
   facts = Facts(
     dataset.kind, dataset.name, dataset.meta | dict(changes or {}), storage=dataset.storage
   )
-  facts.widths = dict(dataset.widths)
+  facts.widths, facts.tokenizers = dict(dataset.widths), dataset.tokenizers or None
   return facts
 
 
@@ -154,7 +155,7 @@ def _check_alike(facts: Facts, more: Dataset, changes: Mapping) -> None:
       f"append: {more.path} holds {more.kind} records, of other {', '.join(other) or 'kind'} than "
       "the dataset. Make them with the same settings, or change its meta too."
     )
-  facts.merge(more.storage, more.widths, where=str(more.path))
+  facts.merge(more.storage, more.tokenizers or None, more.widths, where=str(more.path))
 
 
 def _has_all(old: Dataset, more: Dataset) -> bool:

@@ -20,7 +20,7 @@ class Column:
       same length throughout a record.
     unit: of the values.
     meaning: what the field says.
-    ragged: a tuple with one array of `shape` for every caption, stored end to end.
+    ragged: by tokenizer a tuple with one array of `shape` for every caption, stored end to end.
   """
 
   dtype: str

@@ -7,7 +7,7 @@ index/COLUMN.npy      see `data_pipeline.index`
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from data_pipeline import hashing, records
+from data_pipeline import hashing, records, stored
 from data_pipeline import index as index_module
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import absolute, check_local, mend, shard_name
@@ -37,8 +37,10 @@ class Dataset:
     index: memory-mapped columns by name, see `data_pipeline.index`.
     storage: of a clip dataset, "raw" or "encoded": arrays, or `EncodedVideo`s; None of latents.
     shards: `records` and `bytes` of every shard, by split.
-    latent_channels, text_state_width: c and k of a latent dataset; None where there is none.
-    widths: the two by name, those that are known.
+    tokenizers: names of those whose caption ids a latent dataset has, the first by default; none
+      of clips.
+    latent_channels: c of a latent dataset; None of clips.
+    widths: `latent_channels`, and `text_state_width/TOKENIZER` of those that are known.
     fingerprint: sha256, the same for the same records and meta however they are sharded.
   """
 
@@ -54,9 +56,9 @@ class Dataset:
     self.shards: dict[str, list[dict[str, int]]] = described["shards"]
     self.widths: dict[str, int | None] = described["widths"]
     self.latent_channels: int | None = self.widths.get("latent_channels")
-    self.text_state_width: int | None = self.widths.get("text_state_width")
+    self.tokenizers: tuple[str, ...] = tuple(described.get("tokenizers") or ())
     self.fingerprint: str = described["fingerprint"]
-    self.index = index_module.read_index(path / "index", self.kind)
+    self.index = index_module.read_index(path / "index", self.kind, self.tokenizers)
     self._readers = ShardReaders()
     self._compared: set[str] = set()  # shards of which a record's content is that of the index
 
@@ -90,6 +92,14 @@ class Dataset:
     """Records of every split that has some."""
     return {split: sum(s["records"] for s in sizes) for split, sizes in self.shards.items()}
 
+  def state_width(self, tokenizer: str) -> int | None:
+    """k, the width of the states of a tokenizer's captions; None where none are stored."""
+    return self.widths.get(f"text_state_width/{tokenizer}")
+
+  def caption_tokens(self, tokenizer: str) -> np.ndarray:
+    """int32 [captions]: tokens of every caption, see `index.column_types`."""
+    return self.index[index_module.caption_column(tokenizer)]
+
   def indices(self, split: str) -> np.ndarray:
     """int64: rows of a split, ascending; none when the dataset has no such records."""
     if split not in records.SPLITS:
@@ -112,7 +122,7 @@ class Dataset:
     try:
       with self._readers.lend(path) as reader:
         (data,) = reader.read([int(self.index["row"][row])])
-      record = records.deserialize(self.kind, data)
+      record = stored.deserialize(self.kind, data)
     except (RuntimeError, DecodeError, LookupError, TypeError, ValueError) as error:
       raise BadInput(f"dataset: row={row} of {path} is damaged ({error}). {_COPY}") from error
     self._check_identity(row, path, record.id, data)
@@ -123,7 +133,7 @@ class Dataset:
 
   def verify(self) -> None:
     """Reads the whole index. Raises BadInput: the fingerprint was made of another one."""
-    names = ("kind", "version", "meta", "widths", "storage")
+    names = ("kind", "version", "meta", "widths", "storage", "tokenizers")
     facts = {name: self._described[name] for name in names if name in self._described}
     found = index_module.fingerprint(facts, self.index)
     if found != self.fingerprint:
@@ -212,3 +222,26 @@ def _read_meta(folder: Path, kind: str | None) -> dict:
       "Make the dataset anew with this version."
     )
   return described
+
+
+def choose_tokenizer(datasets: Sequence[Dataset], name: str) -> str:
+  """The tokenizer whose ids and states a model reads.
+
+  Args:
+    datasets: of a mixture.
+    name: of a tokenizer, or "" for the first one of the first dataset.
+  Raises:
+    BadInput: one holds no latents, or has no such tokenizer.
+  """
+  for dataset in datasets:
+    if dataset.latent_channels is None:
+      raise BadInput(
+        f"dataset: {dataset.path} holds {dataset.kind} records, not latents. Encode it first."
+      )
+    name = name or dataset.tokenizers[0]
+    if name not in dataset.tokenizers:
+      raise BadInput(
+        f"dataset: {dataset.path} has caption ids of {', '.join(dataset.tokenizers)}, not of "
+        f"{name!r}. Set data.text to one of them, or encode it again with --text={name}."
+      )
+  return name

@@ -8,7 +8,7 @@ import errno
 import hashlib
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,28 +30,46 @@ COLUMNS: dict[str, dict[str, type]] = {
   "clip": _COMMON | dict.fromkeys(("frames", "height", "width"), np.int32),
   "latent": _COMMON | dict.fromkeys(("f", "h", "w"), np.int32),
 }
+CAPTION_TOKENS = "caption_tokens"
 _LAYOUT = ("shard", "row")  # how the records are cut: not part of the fingerprint
 _CODES = {np.int32: "i", np.uint8: "B", np.float32: "f", np.uint64: "Q", np.int64: "q"}
 _CHUNK = 2**20  # items hashed at once
 
 
-def column_types(kind: str) -> dict[str, type]:
-  """Every column of a kind's index: those of one item a record, and the two of captions.
+def column_types(kind: str, tokenizers: Iterable[str] = ()) -> dict[str, type]:
+  """Every column of a kind's index: those of one item a record, and those of captions.
 
-  `caption_offsets` [N+1]: captions offsets[i] .. offsets[i+1] belong to record i. `caption_tokens`
-  [captions]: their tokens; of latents only, since a clip's captions have no tokens yet.
+  `caption_offsets` [N+1]: captions offsets[i] .. offsets[i+1] belong to record i.
+  `caption_tokens/NAME` [captions]: their tokens by a tokenizer; of latents only, since a clip's
+  captions have no tokens yet.
   """
   types = COLUMNS[kind] | {"caption_offsets": np.int64}
-  return types | {"caption_tokens": np.int32} if kind == "latent" else types
+  return types | {caption_column(tokenizer): np.int32 for tokenizer in tokenizers}
+
+
+def caption_column(tokenizer: str) -> str:
+  """Name of the column of a tokenizer's caption lengths."""
+  return f"{CAPTION_TOKENS}/{tokenizer}"
+
+
+def tokenizers_of(columns: Iterable[str]) -> tuple[str, ...]:
+  """Names of the tokenizers that columns of an index are of, in order."""
+  parts = (name.split("/", 1) for name in columns if "/" in name)
+  return tuple(tokenizer for column, tokenizer in parts if column == CAPTION_TOKENS)
 
 
 class IndexBuilder:
-  """Collects the columns, record by record."""
+  """Collects the columns, record by record; the first latent says which tokenizers there are."""
 
   def __init__(self, kind: str):
     self._types = column_types(kind)
     self._columns = {name: array(_CODES[kind]) for name, kind in self._types.items()}
     self._columns["caption_offsets"].append(0)
+
+  def _add_tokenizers(self, names: Iterable[str]) -> None:
+    for name in map(caption_column, names):
+      self._types = self._types | {name: np.int32}
+      self._columns[name] = array(_CODES[np.int32])
 
   def __len__(self) -> int:
     return len(self._columns["row"])
@@ -79,7 +97,10 @@ class IndexBuilder:
     offsets = self._columns["caption_offsets"]
     offsets.append(offsets[-1] + len(record.captions))
     if isinstance(record, LatentRecord):
-      self._columns["caption_tokens"].extend(map(len, record.text_ids))
+      if len(self) == 1:
+        self._add_tokenizers(record.text_ids)
+      for tokenizer, every in record.text_ids.items():
+        self._columns[caption_column(tokenizer)].extend(map(len, every))
 
   def columns(self) -> dict[str, np.ndarray]:
     """The columns so far, as arrays."""
@@ -101,9 +122,11 @@ def check_ids(columns: Mapping[str, np.ndarray]) -> None:
 
 def join(pieces: Sequence[Mapping[str, np.ndarray]], kind: str) -> dict[str, np.ndarray]:
   """The columns of several indices, end to end."""
+  pieces = [piece for piece in pieces if len(piece["row"])]  # others do not say their tokenizers
+  types = column_types(kind, tokenizers_of(pieces[0]) if pieces else ())
   columns = {
     name: np.concatenate([np.zeros(0, dtype), *(piece[name] for piece in pieces)]).astype(dtype)
-    for name, dtype in column_types(kind).items()
+    for name, dtype in types.items()
     if name != "caption_offsets"
   }
   counts = [np.diff(piece["caption_offsets"]) for piece in pieces]
@@ -119,17 +142,17 @@ def take(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.nd
   """
   offsets = columns["caption_offsets"]
   counts = np.diff(offsets)[rows]
+  of_captions = {caption_column(tokenizer) for tokenizer in tokenizers_of(columns)}
   chosen = {
     name: column[rows]
     for name, column in columns.items()
-    if name not in ("caption_offsets", "caption_tokens")
+    if name != "caption_offsets" and name not in of_captions
   }
   ends = np.cumsum(counts)
   chosen["caption_offsets"] = np.concatenate([np.zeros(1, np.int64), ends])
-  if "caption_tokens" in columns:
-    within = np.arange(counts.sum()) - np.repeat(ends - counts, counts)
-    chosen["caption_tokens"] = columns["caption_tokens"][np.repeat(offsets[rows], counts) + within]
-  return chosen
+  within = np.arange(counts.sum()) - np.repeat(ends - counts, counts)
+  places = np.repeat(offsets[rows], counts) + within
+  return chosen | {name: columns[name][places] for name in columns if name in of_captions}
 
 
 def hash_content(data: bytes) -> int:
@@ -149,20 +172,27 @@ def _sides(record: Record) -> dict[str, int]:
 def write_index(folder: Path, columns: Mapping[str, np.ndarray]) -> None:
   folder.mkdir()
   for name, column in columns.items():
-    np.save(folder / f"{name}.npy", column)
+    path = folder / f"{name}.npy"
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, column)
 
 
-def read_index(folder: Path, kind: str) -> dict[str, np.ndarray]:
+def read_index(folder: Path, kind: str, tokenizers: Iterable[str]) -> dict[str, np.ndarray]:
   """Memory-maps the columns.
 
+  Args:
+    folder: of the index.
+    kind: of the records.
+    tokenizers: of the dataset; none of clips.
   Raises:
     BadInput: a column is missing or damaged, or the columns do not belong together.
   """
-  index = {name: _map(folder / f"{name}.npy", dtype) for name, dtype in column_types(kind).items()}
+  types = column_types(kind, tokenizers)
+  index = {name: _map(folder / f"{name}.npy", dtype) for name, dtype in types.items()}
   count = len(index["row"])
   lengths = dict.fromkeys(COLUMNS[kind], count) | {"caption_offsets": count + 1}
-  if kind == "latent":
-    lengths["caption_tokens"] = int(index["caption_offsets"][-1])
+  captions = int(index["caption_offsets"][-1]) if len(index["caption_offsets"]) else 0
+  lengths |= {caption_column(tokenizer): captions for tokenizer in tokenizers_of(types)}
   for name, length in lengths.items():
     if len(index[name]) != length:
       raise BadInput(

@@ -14,8 +14,9 @@ import numpy as np
 
 from data_pipeline import packing
 from data_pipeline.cursor import Cursor, Ranges, check_skips, jump, move
-from data_pipeline.dataset import Dataset
+from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
+from data_pipeline.index import CAPTION_TOKENS
 from data_pipeline.packing import PackSettings, Plan
 from data_pipeline.plans import Plans, StepBins
 from data_pipeline.row import RowReader
@@ -37,6 +38,7 @@ def latent_batches(
   patch: tuple[int, int, int],
   caption_dropout: float,
   given_first_frame: float,
+  text: str = "",
   weights: Sequence[float] = (),
   caption_weights: Sequence[Sequence[float]] = (),
   cost: tuple[float, float],
@@ -60,6 +62,8 @@ def latent_batches(
     caption_dropout: probability that a segment is trained without its caption.
     given_first_frame: probability that the first frame of a video is given clean (level 0), as in
       image-to-video; a segment of a single frame never has it given.
+    text: the text encoder whose caption ids and states are read; "" for the first of the first
+      dataset.
     weights: relative share of the clips drawn that each dataset has; empty for shares in proportion
       to their clips. Whatever it is, a dataset shows each clip once before any a second time.
     caption_weights: of each dataset, the relative probability of a clip's first, second ...
@@ -86,13 +90,15 @@ def latent_batches(
     cost=(linear, square),
     window_clips=window_clips,
   )
-  pools = make_pools(datasets, split, weights, caption_weights)
+  text = choose_tokenizer(datasets, text)
+  pools = make_pools(datasets, split, text, weights, caption_weights)
   for pool in pools:
     packing.check_fit(pool, settings)
   return LatentBatches(
     datasets,
     Mixture(pools, seed=seed, stage=stage),
     settings,
+    text=text,
     split=split,
     given_first_frame=given_first_frame,
     skip_steps=skip_steps,
@@ -104,7 +110,7 @@ def latent_batches(
 
 
 def make_pools(
-  datasets: Sequence[Dataset], split: str, weights=(), caption_weights=()
+  datasets: Sequence[Dataset], split: str, text: str, weights=(), caption_weights=()
 ) -> list[Pool]:
   """The split of each dataset, with its weights; see `latent_batches`.
 
@@ -122,7 +128,7 @@ def make_pools(
     rows = _rows_of(dataset, split)
     pools.append(
       Pool(
-        columns=dataset.index,
+        columns={**dataset.index, CAPTION_TOKENS: dataset.caption_tokens(text)},
         rows=rows,
         weight=float(weights[i]) if weights else float(len(rows)) or 1.0,
         caption_weights=tuple(map(float, caption_weights[i])) if caption_weights else (),
@@ -149,6 +155,7 @@ class LatentBatches:
     mixture: Mixture,
     settings: PackSettings,
     *,
+    text: str,
     split: str,
     given_first_frame: float,
     skip_steps: Sequence[Sequence[int]],
@@ -158,7 +165,7 @@ class LatentBatches:
     prefetch: int,
   ) -> None:
     self._settings, self._mixture = settings, mixture
-    self._facts = dict(split=split, given_first_frame=given_first_frame)
+    self._facts = dict(split=split, given_first_frame=given_first_frame, text=text)
     self._windows = mixture.windows(settings.window_clips)
     many = mixture.clips > _FEW
     kept = _PLANS_KEPT if many else threads + _PLANS_KEPT
@@ -173,7 +180,7 @@ class LatentBatches:
       share,
       [(start - origin, stop - origin) for start, stop in self._ahead],
     )
-    reader = RowReader(datasets, settings, given_first_frame, (mixture.seed, mixture.stage))
+    reader = RowReader(datasets, text, settings, given_first_frame, (mixture.seed, mixture.stage))
     steps = grain.MapDataset.source(bins).map(reader.read_step)[here:]
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     self._steps = iter(steps.to_iter_dataset(reading))

@@ -12,10 +12,11 @@ import numpy as np
 from data_pipeline import index
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from data_pipeline.facts import Facts
 from data_pipeline.folder import Claim, absolute, shard_name, writable
 from data_pipeline.records import SPLITS, STORAGES, Record
 from data_pipeline.work_folder import Part, WorkFolder, part_name, write_index
-from data_pipeline.writer import Facts, Shards, Sizes, check_names, seal
+from data_pipeline.writer import Shards, Sizes, check_names, seal
 
 _OPENERS = 16  # parts looked at at once: it is waiting, not work
 
@@ -195,7 +196,8 @@ class Parts:
     full = {one: part for one, part in parts.items() if part.records}
     facts, sizes, names = self._facts(), Sizes(), {}
     for (split, number), part in full.items():
-      facts.merge(None, part.widths, where=f"part {part_name(split, number)}")
+      where = f"part {part_name(split, number)}"
+      facts.merge(None, part.tokenizers, part.widths, where=where)
       shards = sizes.setdefault(split, [])
       part.columns["shard"] = np.full(part.records, len(shards), np.int32)
       shards.append({"records": part.records, "bytes": part.shard.stat().st_size})

@@ -1,28 +1,28 @@
 """The record types: what is known of a clip, and of its latent. The contract of the two halves.
 
 Each class is its own table: name, Python type, and `Column(dtype, shape, unit, meaning)`. In a
-shard a record is a `tf.train.Example` with the layout of TFDS; `stored_columns` says how.
+shard a record is a `tf.train.Example` with the layout of TFDS; `data_pipeline.stored` says how.
 """
 
 import dataclasses
 import json
 import math
+import re
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
 
-from data_pipeline import example
 from data_pipeline.column import Column
 from data_pipeline.errors import BadInput
 from data_pipeline.video import EncodedVideo, Video
 
 CLIP_VERSION = 2
-LATENT_VERSION = 2
+LATENT_VERSION = 3
 SPLITS = ("train", "held_out", "held_out_combination")
+Texts = Mapping[str, tuple[np.ndarray, ...]]  # by tokenizer, an array for each caption
 STORAGES = ("raw", "encoded")  # of the videos of a clip dataset: arrays, or `EncodedVideo`s
-LENGTHS = "text_lengths"  # stored beside ragged columns: tokens of each caption
-VIDEO_SHAPE = "video_shape"  # stored beside an encoded video
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,7 +51,9 @@ class ClipRecord:
 class LatentRecord:
   """A rendition of a clip (a window at a size) as the VAE encoded it, and its captions in tokens.
 
-  `text_states` is None when the dataset stores no states, or the clip has no captions.
+  `text_ids` and `text_states` map the name of a tokenizer (a text encoder) to a tuple with an array
+  for each caption. Every tokenizer of the dataset is in `text_ids`; in `text_states` are those
+  whose states are stored, if the clip has captions.
   """
 
   version: Annotated[int, Column("int32", (), "", "of this layout")] = LATENT_VERSION
@@ -71,11 +73,11 @@ class LatentRecord:
   ]
   captions: Annotated[tuple[str, ...], Column("str", ("captions",), "", "each true of the clip")]
   text_ids: Annotated[
-    tuple, Column("int32", ("tokens",), "", "token ids of every caption", ragged=True)
+    Texts, Column("int32", ("tokens",), "", "token ids of every caption", ragged=True)
   ]
   text_states: Annotated[
-    tuple | None, Column("bfloat16", ("tokens", "k"), "1", "states of the tokens", ragged=True)
-  ] = None
+    Texts, Column("bfloat16", ("tokens", "k"), "1", "states of the tokens", ragged=True)
+  ] = dataclasses.field(default_factory=dict)
   attributes: Annotated[str, Column("str", (), "JSON", '"" if unknown')]
   scores: Annotated[str, Column("str", (), "JSON", 'measured numbers by name, "" if none')] = ""
 
@@ -92,26 +94,6 @@ def columns(kind: str) -> dict[str, Column]:
 
 
 COLUMNS = {kind: columns(kind) for kind in CLASSES}
-
-
-def stored_columns(kind: str, storage: str = "raw") -> dict[str, Column]:
-  """The table as it lies in a shard: bfloat16 as its bits; ragged columns end to end and flat, with
-  the captions' lengths beside them (TFDS cannot read an empty array of two free sides); an encoded
-  video as the bytes of its file, with its shape beside it.
-  """
-  table = {
-    name: column if column.is_text else dataclasses.replace(column, dtype=str(column.stored_dtype))
-    for name, column in COLUMNS[kind].items()
-  }
-  for name, column in table.items():
-    if column.ragged:
-      table[name] = dataclasses.replace(column, shape=("values",))
-  if any(column.ragged for column in table.values()):
-    table[LENGTHS] = Column("int32", ("captions",), "tokens", "of every caption")
-  if storage == "encoded":
-    table["video"] = Column("bytes", (), "MP4", "RGB frames, as H.264")
-    table[VIDEO_SHAPE] = Column("int64", (4,), "frames, pixels", "F, H, W, 3 of the video")
-  return table
 
 
 def kind_of(record: Record) -> str:
@@ -131,8 +113,7 @@ def check_record(record: Record) -> None:
   for name, column in COLUMNS[kind_of(record)].items():
     value = getattr(record, name)
     if column.ragged:
-      if value is not None or name == "text_ids":
-        _check_ragged(record, name, column, value)
+      _check_ragged(record, name, column, value)
     elif column.is_text:
       _check_text(record, name, column, value)
     elif isinstance(value, EncodedVideo):
@@ -182,12 +163,23 @@ def _check_encoded(record, video: EncodedVideo) -> None:
 
 
 def _check_ragged(record, name: str, column: Column, value: typing.Any) -> None:
-  if len(value) != len(record.captions):
+  if not isinstance(value, Mapping) or not set(value) <= set(record.text_ids):
+    _refuse(record, f"{name} is no mapping by the tokenizers of text_ids", "Give one.")
+  if not record.text_ids:
+    _refuse(record, "text_ids has no tokenizer", "Give the ids of one, () without captions.")
+  for tokenizer, parts in value.items():
+    if not re.fullmatch("[a-z][a-z0-9_]*", tokenizer):
+      _refuse(record, f"{name} has a tokenizer {tokenizer!r}", "Name it with a-z, 0-9, _.")
+    _check_captions(record, f"{name}/{tokenizer}", column, parts, tokenizer)
+
+
+def _check_captions(record, name: str, column: Column, parts: Sequence, tokenizer: str) -> None:
+  if len(parts) != len(record.captions):
     _refuse(
-      record, f"{name} of {len(value)} captions, not {len(record.captions)}", "Give one a caption."
+      record, f"{name} of {len(parts)} captions, not {len(record.captions)}", "Give one a caption."
     )
   sides: dict[str, int] = {}
-  for ids, part in zip(record.text_ids, value, strict=True):
+  for ids, part in zip(record.text_ids[tokenizer], parts, strict=True):
     sides["tokens"] = len(ids)
     if len(ids) or len(part):
       _check_array(record, name, column, part, sides)
@@ -216,69 +208,3 @@ def _are_scores(text: str) -> bool:
   return isinstance(scores, dict) and all(
     type(number) in (int, float) and math.isfinite(number) for number in scores.values()
   )
-
-
-def serialize(record: Record) -> bytes:
-  """A record as a serialized Example that TFDS reads with `stored_columns`."""
-  values: dict[str, example.Value] = {}
-  for name, column in COLUMNS[kind_of(record)].items():
-    value = getattr(record, name)
-    if column.ragged:
-      parts = (np.asarray(part, column.numpy_dtype) for part in value or ())
-      values[name] = [b"".join(part.tobytes() for part in parts)]
-    elif isinstance(value, EncodedVideo):
-      values |= {name: [value.data], VIDEO_SHAPE: list(value.shape)}
-    elif column.is_text:
-      values[name] = [_to_bytes(part) for part in (value if column.shape else (value,))]
-    elif column.shape:
-      values |= _store_array(name, column, np.asarray(value, column.numpy_dtype))
-    else:
-      values[name] = [float(value) if column.dtype == "float32" else int(value)]
-  if isinstance(record, LatentRecord):
-    values[LENGTHS] = [np.array([len(ids) for ids in record.text_ids], np.int32).tobytes()]
-  return example.serialize(values)
-
-
-def _to_bytes(text: str | bytes) -> bytes:
-  return text.encode() if isinstance(text, str) else text
-
-
-def _store_array(name: str, column: Column, array: np.ndarray) -> dict[str, example.Value]:
-  if column.has_shape:
-    return {f"{name}/shape": list(array.shape), f"{name}/value": [array.tobytes()]}
-  return {name: [array.tobytes()]}
-
-
-def deserialize(kind: str, data: bytes) -> Record:
-  """Inverse of `serialize`. Arrays are read-only views; an encoded video is not decoded."""
-  values = example.parse(data)
-  lengths = np.frombuffer(values[LENGTHS][0], np.int32) if LENGTHS in values else None
-  fields = {name: _restore(name, column, values, lengths) for name, column in COLUMNS[kind].items()}
-  return CLASSES[kind](**fields)
-
-
-def _restore(name: str, column: Column, values, lengths):
-  if column.is_text:
-    parts = tuple(part.decode() if column.dtype == "str" else part for part in values[name])
-    return parts if column.shape else parts[0]
-  if not column.shape:
-    return values[name][0]
-  if name == "video" and VIDEO_SHAPE in values:
-    return EncodedVideo(values[name][0], tuple(values[VIDEO_SHAPE]))
-  data = values[f"{name}/value" if column.has_shape else name][0]
-  array = np.frombuffer(data, column.stored_dtype).view(column.numpy_dtype)
-  if column.has_shape:
-    return array.reshape(values[f"{name}/shape"])
-  return _cut(array, column, lengths) if column.ragged else tuple(array.tolist())
-
-
-def _cut(array: np.ndarray, column: Column, lengths: np.ndarray) -> tuple | None:
-  """One array for every caption; None for states that are not there. ValueError: other lengths."""
-  ends = np.cumsum(lengths)
-  if len(column.shape) == 1 and array.size != lengths.sum():
-    raise ValueError(f"{LENGTHS} name {lengths.sum()} tokens, {array.size} are stored")
-  if len(column.shape) > 1:
-    if not array.size:
-      return None
-    array = array.reshape(ends[-1], -1)
-  return tuple(array[end - n : end] for end, n in zip(ends.tolist(), lengths.tolist(), strict=True))

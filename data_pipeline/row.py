@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from data_pipeline import hashing, tokens
-from data_pipeline.dataset import Dataset
+from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.packing import Bin, PackSettings
 from data_pipeline.records import LatentRecord
@@ -22,6 +22,7 @@ class RowReader:
 
   Args:
     datasets: open latent datasets, numbered as in the mixture; of one VAE and one text encoder.
+    tokenizer: whose caption ids and states are read.
     settings: sizes of a row.
     given_first_frame: probability that the first frame of a video is given clean.
     counters: (seed, stage), of the hash that decides so.
@@ -32,6 +33,7 @@ class RowReader:
   def __init__(
     self,
     datasets: Sequence[Dataset],
+    tokenizer: str,
     settings: PackSettings,
     given_first_frame: float,
     counters: tuple[int, int],
@@ -42,7 +44,8 @@ class RowReader:
       )
     self._datasets, self._settings = datasets, settings
     self._given_first_frame, self._counters = given_first_frame, counters
-    self._state_width = check_alike(datasets)
+    self._tokenizer = tokenizer
+    self._state_width = check_alike(datasets, tokenizer)
     self._sizes: dict[str, Any] = dict(
       slots=settings.slots,
       caption_slots=settings.caption_slots,
@@ -70,7 +73,7 @@ class RowReader:
   def _segment(self, number: int, row: int, caption: int, draw: int) -> tokens.Segment:
     dataset = self._datasets[number]
     record = cast(LatentRecord, dataset.read(row))
-    _check_index(dataset, row, caption, record)
+    _check_index(dataset, row, record, caption, self._tokenizer)
     (f, h, w), patch = record.latent.shape[:3], self._settings.patch
     text_ids, text_states = self._caption(record, caption)
     return tokens.Segment(
@@ -89,8 +92,8 @@ class RowReader:
 
   def _caption(self, record: LatentRecord, caption: int) -> tuple[np.ndarray, np.ndarray | None]:
     if caption >= 0:
-      states = record.text_states
-      return record.text_ids[caption], None if states is None else states[caption]
+      states = record.text_states.get(self._tokenizer)
+      return record.text_ids[self._tokenizer][caption], None if states is None else states[caption]
     width = self._state_width
     return np.zeros(0, np.int32), None if width is None else np.zeros((0, width), _DTYPE)
 
@@ -103,49 +106,57 @@ class RowReader:
     return np.arange(f * h * w) < h * w
 
 
-def check_alike(datasets: Sequence[Dataset]) -> int | None:
+def check_alike(datasets: Sequence[Dataset], tokenizer: str) -> int | None:
   """Whether one model can learn from all of them.
 
+  Args:
+    datasets: of a mixture, which have the tokenizer.
+    tokenizer: whose ids and states are read.
   Returns:
     k, the width of the token states; None when there are none. A dataset without captions has no
     width of its own, and goes with any.
   Raises:
-    BadInput: one holds no latents; they were made by several VAEs or text encoders.
+    BadInput: they were made by several VAEs, or by text encoders that share a name alone.
   """
+  choose_tokenizer(datasets, tokenizer)
   first = datasets[0]
   for dataset in datasets:
-    if dataset.latent_channels is None:
-      raise BadInput(
-        f"loader: {dataset.path} holds {dataset.kind} records, not latents. Encode it first."
-      )
-    for name in ("vae", "text"):
-      if dataset.meta.get(name) != first.meta.get(name):
+    for name, (own, other) in {
+      "vae": (dataset.meta.get("vae"), first.meta.get("vae")),
+      f"text encoder {tokenizer}": (_text_of(dataset, tokenizer), _text_of(first, tokenizer)),
+      "latent_channels": (dataset.latent_channels, first.latent_channels),
+    }.items():
+      if own != other:
         raise BadInput(
           f"loader: {dataset.path} and {first.path} are of different {name}. "
           "Mix datasets that one VAE and one text encoder made."
         )
-    _check_widths(dataset, first, "latent_channels")
-  captioned = [each for each in datasets if len(each.index["caption_tokens"])] or list(datasets)
+  captioned = [each for each in datasets if each.index["caption_offsets"][-1]] or list(datasets)
+  width = captioned[0].state_width(tokenizer)
   for dataset in captioned:
-    _check_widths(dataset, captioned[0], "text_state_width")
-  return captioned[0].text_state_width
+    if dataset.state_width(tokenizer) != width:
+      raise BadInput(
+        f"loader: the states of {dataset.path} have width {dataset.state_width(tokenizer)}, those "
+        f"of {captioned[0].path} {width}. Encode both with states, or both without."
+      )
+  return width
 
 
-def _check_widths(dataset: Dataset, first: Dataset, name: str) -> None:
-  if getattr(dataset, name) != getattr(first, name):
-    raise BadInput(
-      f"loader: {name}={getattr(dataset, name)} of {dataset.path} is not the "
-      f"{getattr(first, name)} of {first.path}. Encode both with the same VAE and text encoder."
-    )
+def _text_of(dataset: Dataset, tokenizer: str) -> dict | None:
+  """The spec of the encoder that a dataset was made with."""
+  return dataset.meta.get("texts", {}).get(tokenizer)
 
 
-def _check_index(dataset: Dataset, row: int, caption: int, record: LatentRecord) -> None:
+def _check_index(
+  dataset: Dataset, row: int, record: LatentRecord, caption: int, tokenizer: str
+) -> None:
   index = dataset.index
   said = tuple(int(index[side][row]) for side in "fhw")
   found = tuple(record.latent.shape[:3])
   if caption >= 0 and said == found:
-    said = int(index["caption_tokens"][int(index["caption_offsets"][row]) + caption])
-    found = len(record.text_ids[caption])
+    place = int(index["caption_offsets"][row]) + caption
+    said = int(dataset.caption_tokens(tokenizer)[place])
+    found = len(record.text_ids[tokenizer][caption])
   if said != found:
     raise BadInput(
       f"loader: clip row {row} holds {found} (f, h, w or caption tokens), but its index says "

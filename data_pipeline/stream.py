@@ -32,7 +32,8 @@ class Pool:
   """Clips of one dataset that are drawn from: a split.
 
   Attributes:
-    columns: index columns `f`, `h`, `w`, `caption_offsets`, `caption_tokens` of a latent dataset.
+    columns: index columns `f`, `h`, `w`, `caption_offsets` of a latent dataset, and as
+      `caption_tokens` those of the tokenizer that is read.
     rows: rows of the index: integers [N], or a `range` from 0.
     weight: share of the draws, relative to the other pools'; positive.
     caption_weights: relative probability of a clip's first, second ... caption; the last number

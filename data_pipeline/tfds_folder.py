@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipeline import records
-from data_pipeline.records import Column
+from data_pipeline.column import Column
+from data_pipeline.stored import stored_columns
 
 
 def write_metadata(
@@ -15,6 +17,7 @@ def write_metadata(
   *,
   name: str,
   storage: str | None,
+  tokenizers: Sequence[str],
   shards: Mapping[str, Sequence[Mapping[str, int]]],
 ) -> None:
   """Writes the two files, so that `tfds.builder_from_directory(folder)` reads the shards there.
@@ -24,6 +27,7 @@ def write_metadata(
     kind: of the records.
     name: of the dataset.
     storage: of the videos, one of `records.STORAGES`; None of latents.
+    tokenizers: of latents.
     shards: `records` and `bytes` of every shard, by split.
   """
   # Seconds of imports that only the end of writing needs, not the processes that read.
@@ -43,7 +47,7 @@ def write_metadata(
   ]
   tfds.folder_dataset.write_metadata(
     data_dir=folder,
-    features=features(kind, storage or "raw"),
+    features=features(kind, storage or "raw", tokenizers),
     split_infos=splits,
     version=f"{records.VERSIONS[kind]}.0.0",
     filename_template=template,
@@ -51,13 +55,18 @@ def write_metadata(
   )
 
 
-def features(kind: str, storage: str = "raw"):
-  """The `tfds.features.FeaturesDict` of a kind of record, as it is stored."""
+def features(kind: str, storage: str = "raw", tokenizers: Sequence[str] = ()):
+  """The `tfds.features.FeaturesDict` of a kind of record, as it is stored.
+
+  What is stored by tokenizer is a dict of its own, as TFDS names what is in one with a slash.
+  """
   from tensorflow_datasets.core import features as tfds_features
 
-  return tfds_features.FeaturesDict(
-    {name: _feature(column) for name, column in records.stored_columns(kind, storage).items()}
-  )
+  table: dict[str, Any] = {}
+  for name, column in stored_columns(kind, storage, tokenizers).items():
+    group, _, inner = name.rpartition("/")
+    (table.setdefault(group, {}) if group else table)[inner] = _feature(column)
+  return tfds_features.FeaturesDict(table)
 
 
 def _feature(column: Column):

@@ -24,6 +24,7 @@ import numpy as np
 
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import check_free, discard, neighbour, settle, sync, sync_file
+from data_pipeline.index import tokenizers_of
 from data_pipeline.shards import count_records
 
 _NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
@@ -41,6 +42,11 @@ class Part(NamedTuple):
   @property
   def records(self) -> int:
     return len(self.columns["row"])
+
+  @property
+  def tokenizers(self) -> tuple[str, ...] | None:
+    """Of its latents; None of clips."""
+    return tokenizers_of(self.columns) or None
 
 
 class WorkFolder:

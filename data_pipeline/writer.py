@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
-from data_pipeline import index, records, tfds_folder
+from data_pipeline import index, records, stored, tfds_folder
 from data_pipeline.errors import BadInput
+from data_pipeline.facts import Facts
 from data_pipeline.folder import (
   Claim,
   absolute,
@@ -123,61 +124,6 @@ def check_names(kind: str, name: str) -> None:
     )
 
 
-class Facts:
-  """What holds of a whole dataset: what its maker says, and what all of its records share.
-
-  Attributes:
-    kind, name, meta: as `DatasetWriter` has them.
-    storage: of the videos, see `records.STORAGES`; None of latents, and before the first clip.
-    widths: `latent_channels` and `text_state_width` of latents, once they are known.
-  """
-
-  def __init__(self, kind: str, name: str, meta: Mapping, storage: str | None = None):
-    self.kind, self.name = kind, name
-    self.meta: dict = json.loads(json.dumps(dict(meta)))
-    self.storage = storage
-    self.widths: dict[str, int | None] = {}
-
-  @property
-  def hashed(self) -> dict:
-    """JSON-able: the part of the fingerprint that the index does not say."""
-    facts = {
-      "kind": self.kind,
-      "version": records.VERSIONS[self.kind],
-      "meta": self.meta,
-      "widths": self.widths,
-    }
-    return facts | ({"storage": self.storage} if self.kind == "clip" else {})
-
-  def check(self, record: Record) -> None:
-    """Raises BadInput: a record of another kind, storage or width than those before it."""
-    if not isinstance(record, records.CLASSES[self.kind]):
-      raise BadInput(f"dataset: {type(record).__name__} is no {self.kind} record. Convert it.")
-    records.check_record(record)
-    widths: dict[str, int | None] = {}
-    if isinstance(record, records.LatentRecord):
-      widths["latent_channels"] = record.latent.shape[-1]
-      if record.captions:
-        widths["text_state_width"] = record.text_states[0].shape[1] if record.text_states else None
-    self.merge(records.storage_of(record), widths, where=f"record {record.id!r}")
-
-  def merge(self, storage: str | None, widths: Mapping[str, int | None], *, where: str) -> None:
-    """Takes facts of some records in. Raises BadInput: they differ from those that are known."""
-    if self.storage is None:
-      self.storage = storage
-    if storage not in (None, self.storage):
-      raise BadInput(
-        f"dataset: {where} has {storage} video, those before it {self.storage}. Keep all videos of "
-        "a dataset in one way."
-      )
-    for name, width in widths.items():
-      if self.widths.setdefault(name, width) != width:
-        raise BadInput(
-          f"dataset: {name}={width} of {where} is not the {self.widths[name]} of those before it. "
-          "Encode a dataset with one VAE and one text encoder."
-        )
-
-
 def seal(
   folder: Path, facts: Facts, columns: Mapping[str, np.ndarray], sizes: Sizes, *, path: Path
 ) -> str:
@@ -199,7 +145,12 @@ def seal(
   index.check_ids(columns)
   index.write_index(folder / "index", columns)
   tfds_folder.write_metadata(
-    folder, facts.kind, name=facts.name, storage=facts.storage, shards=sizes
+    folder,
+    facts.kind,
+    name=facts.name,
+    storage=facts.storage,
+    tokenizers=facts.tokenizers or (),
+    shards=sizes,
   )
   fingerprint = index.fingerprint(facts.hashed, columns)
   described = facts.hashed | {"name": facts.name, "shards": sizes, "fingerprint": fingerprint}
@@ -226,7 +177,7 @@ class Shards:
   def add(self, record: Record) -> None:
     """Appends a record. Raises BadInput: not as its table says, or unlike those before it."""
     self._facts.check(record)
-    data = records.serialize(record)
+    data = stored.serialize(record)
     file = self._file_for(record.split, len(data))
     self._index.add(record, data, shard=len(self._sizes[record.split]), row=file.records)
     file.write(data)

@@ -19,12 +19,13 @@ def base(total_steps: int) -> ConfigDict:
 def drawing(**changes) -> dict:
   """How clips are drawn and packed, of `data.path` or of several paths apart by commas.
 
+  `text`: the text encoder whose caption ids and states are read; "" for the first of the dataset.
   `weights`: relative share of the draws of each path; () in proportion to their clips.
   `caption_weights`: for each path the relative probability of a clip's first, second ... caption.
   `window_clips`: clips planned together, at most. `skip_steps`: ((first, end), ...) steps of the
   data that are jumped over; it alone may change when a run resumes.
   """
-  settings = dict(weights=(), caption_weights=(), window_clips=2**20, skip_steps=())
+  settings = dict(text="", weights=(), caption_weights=(), window_clips=2**20, skip_steps=())
   return {**settings, **changes}
 
 

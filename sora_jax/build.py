@@ -5,6 +5,7 @@ Names choose functions through explicit tables; no code supplies a second defaul
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 
 from data_pipeline import packing
 from data_pipeline.clips import clip_batches
-from data_pipeline.dataset import Dataset
+from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.loader import latent_batches
 from sora_jax.attention.registry import segment_attention
@@ -118,7 +119,8 @@ def loss_settings(config) -> dict:
 
 def packed_batches(config, datasets, cursor, *, split: str, dropout: float, given: float, **mix):
   """The loader of `config.data` on a split; `mix` are settings of the mixture."""
-  names = ("slots", "caption_slots", "segments", "rows", "window_clips", "threads", "prefetch")
+  names = ("slots", "caption_slots", "segments", "rows", "text", "window_clips")
+  names += ("threads", "prefetch")
   return latent_batches(
     datasets,
     split=split,
@@ -139,14 +141,14 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
   """Text-to-video training on a latent dataset, or on several mixed by weight."""
   check_prediction(config)
   dataset = datasets[0]  # one VAE and one text encoder made them all: the loader checks it
-  text, latent_channels = dataset.meta["text"], dataset.latent_channels
-  if latent_channels is None:
-    raise BadInput(f"train: {dataset.path} holds no latents. Encode it first (sora encode).")
+  name = choose_tokenizer(datasets, config.data.text)
+  text, latent_channels = dataset.meta["texts"][name], cast(int, dataset.latent_channels)
   for each in datasets:
-    if text["width"] and not each.text_state_width and len(each.index["caption_tokens"]):
+    if text["width"] and not each.state_width(name) and each.index["caption_offsets"][-1]:
       raise BadInput(
-        f"train: {each.path} has captions but no states of its encoder {text['name']}, which the"
-        " model reads. Encode it again (sora encode), with its states."
+        f"train: {each.path} has captions but no states of its encoder {name}, which the model"
+        " reads. Encode it again (sora encode), with its states, or set data.text to an encoder"
+        " without any (bytes)."
       )
   settings = dit_settings(config, latent_channels=latent_channels, text=text)
   structure, shared = dit_structure(settings), loss_settings(config)

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipeline import records
+from data_pipeline import stored
 from data_pipeline.curate.child import FULL
 from data_pipeline.curate.spool_writer import Summary, spool_key
 from data_pipeline.curate.types import Source, Span
@@ -228,7 +228,7 @@ def read_clips(refs: Iterable[Ref], work: Work) -> Iterator[tuple[Ref, ClipRecor
   for ref in refs:
     with readers.lend(work.spools / ref.file) as reader:
       (data,) = reader.read([ref.row])
-    record = records.deserialize("clip", data)
+    record = stored.deserialize("clip", data)
     assert isinstance(record, ClipRecord)
     yield ref, record
 

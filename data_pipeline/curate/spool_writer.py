@@ -28,7 +28,7 @@ from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
-from data_pipeline import hashing, records
+from data_pipeline import hashing, records, stored
 from data_pipeline.curate.child import FULL
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.types import Reject, Source
@@ -111,7 +111,7 @@ class Spool:
     with _naming_full():
       if self._writer is None:
         self._writer = array_record_module.ArrayRecordWriter(str(self._part), _OPTIONS)
-      self._writer.write(records.serialize(record))
+      self._writer.write(stored.serialize(record))
     self.summary["clips"].append(facts)
 
   def finish(self, bounds: list[float] | None = None) -> Summary:

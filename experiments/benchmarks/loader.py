@@ -75,8 +75,8 @@ def make_latents(folder: Path, clips: int) -> None:
           fps=16.0,
           latent=numbers[start : start + np.prod(shape)].reshape(shape),
           captions=("a caption",),
-          text_ids=(np.arange(1, 1 + words[i], dtype=np.int32),),
-          text_states=(states[: words[i]],),
+          text_ids={"words": (np.arange(1, 1 + words[i], dtype=np.int32),)},
+          text_states={"words": (states[: words[i]],)},
           attributes="",
         )
       )

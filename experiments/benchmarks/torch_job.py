@@ -19,15 +19,16 @@ class Clips(Dataset):
 
   def __init__(self, folder: str) -> None:
     self._records = Records.open(folder, kind="latent")
+    self._text = self._records.tokenizers[0]
 
   def __getitem__(self, place: tuple[int, int, int]) -> dict:
     row, record, caption = place
     found = self._records.read(record)
     sample = dict(row=row, fps=found.fps, latent=_tensor(found.latent), dropped=caption < 0)
     if caption >= 0:
-      ids = torch.from_numpy(found.text_ids[caption].copy())
-      return sample | dict(ids=ids, states=_tensor(found.text_states[caption]))
-    width = found.text_states[0].shape[1]
+      ids = torch.from_numpy(found.text_ids[self._text][caption].copy())
+      return sample | dict(ids=ids, states=_tensor(found.text_states[self._text][caption]))
+    width = self._records.state_width(self._text)
     return sample | dict(ids=torch.tensor([-1]), states=torch.zeros(1, width, dtype=torch.bfloat16))
 
 

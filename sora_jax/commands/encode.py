@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.dataset import Dataset
@@ -48,8 +49,15 @@ def parser() -> EncodeParser:
 
 def add_options(p) -> None:
   p.add_argument("--workdir", required=True, help="finished run of a VAE")
-  p.add_argument("--text", default="minilm", help="text encoder: minilm (token states) or bytes")
-  p.add_argument("--text-folder", help="folder with the encoder's files; default: its package")
+  p.add_argument(
+    "--text",
+    default="minilm",
+    help="text encoders apart by commas: minilm (token states), bytes (ids alone). Training reads "
+    "the first, or that of data.text (default: minilm)",
+  )
+  p.add_argument(
+    "--text-folder", help="folder with the files of a single encoder; default: its package"
+  )
   p.add_argument(
     "--states",
     action=argparse.BooleanOptionalAction,
@@ -95,12 +103,12 @@ def run(args) -> dict:
       f"--shard-bytes={args.shard_bytes} must be at least 1, --captions={args.captions} at least 0."
     )
   rules = None if args.config is None else config_rules(args.config)
-  encoder = load_text_encoder(args.text, args.text_folder)
+  encoders = load_encoders(args.text, args.text_folder)
   vae = load_frozen_vae(Path(args.workdir) / "frozen" / "vae")
   job = EncodeJob(
     Dataset.open(args.data, kind="clip"),
     vae,
-    encoder,
+    encoders,
     Path(args.out),
     rows=args.rows,
     patch_side=args.patch_side,
@@ -113,6 +121,17 @@ def run(args) -> dict:
   )
   dataset = job.run()
   return job.report | {"out": str(args.out), "fingerprint": dataset.fingerprint}
+
+
+def load_encoders(names: str, folder: str | None) -> list[TextEncoder]:
+  """The encoders of `--text`. Raises BadInput: one is unknown or named twice."""
+  wanted = [name.strip() for name in names.split(",")]
+  if len(set(wanted)) < len(wanted) or (folder and len(wanted) > 1):
+    raise BadInput(
+      f"encode: --text={names} names an encoder twice, or several for one --text-folder. Name each "
+      "once, and give a folder for a single one."
+    )
+  return [load_text_encoder(name, folder) for name in wanted]
 
 
 def config_rules(config) -> dict[str, Rule]:
@@ -131,6 +150,8 @@ def config_rules(config) -> dict[str, Rule]:
   return read_rules(found["renditions"])
 
 
-def encode_dataset(clips: Dataset, vae: FrozenVAE, encoder: TextEncoder, out: Path, **settings):
+def encode_dataset(
+  clips: Dataset, vae: FrozenVAE, encoders: Sequence[TextEncoder], out: Path, **settings
+):
   """Writes the latents of `clips`, or opens them when they are there: see `EncodeJob`."""
-  return EncodeJob(clips, vae, encoder, out, **settings).run()
+  return EncodeJob(clips, vae, encoders, out, **settings).run()

@@ -6,7 +6,7 @@ holds the dataset's lock and puts the parts together.
 
 import dataclasses
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class EncodeJob:
 
   Args:
     clips: what to encode.
-    vae, encoder: of pixels and of captions.
+    vae, encoders: of pixels and of captions; the first encoder is what training reads by default.
     out: folder of the latent dataset.
     rows: the most clips encoded at once.
     patch_side: sides become multiples of so many latents.
@@ -51,11 +51,12 @@ class EncodeJob:
   """
 
   def __init__(
-    self, clips: Dataset, vae: FrozenVAE, encoder: TextEncoder, out: Path, *, rows: int,
-    patch_side: int, captions: int, rules: Mapping[str, Rule] | None = None, states: bool = True,
-    devices: int = 0, shard_bytes: int = SHARD_BYTES, start_over: bool = False,
+    self, clips: Dataset, vae: FrozenVAE, encoders: Sequence[TextEncoder], out: Path, *,
+    rows: int, patch_side: int, captions: int, rules: Mapping[str, Rule] | None = None, 
+    states: bool = True, devices: int = 0, shard_bytes: int = SHARD_BYTES,
+    start_over: bool = False,
   ):  # fmt: skip
-    self._clips, self._vae, self._encoder, self._out = clips, vae, encoder, out
+    self._clips, self._vae, self._encoders, self._out = clips, vae, tuple(encoders), out
     self._rows, self._patch_side, self._captions = rows, patch_side, captions
     self._rules, self._states = rules, states
     self._shard_bytes, self._start_over = shard_bytes, start_over
@@ -69,8 +70,8 @@ class EncodeJob:
     return {
       "clips": self._clips.fingerprint,
       "vae": self._vae.fingerprint,
-      "text": describe(self._encoder),
-      "states": self._states and self._encoder.width > 0,
+      "texts": {encoder.name: describe(encoder) for encoder in self._encoders},
+      "states": self._states and any(encoder.width for encoder in self._encoders),
       "patch_side": self._patch_side,
       "captions": self._captions,
       "renditions": None if self._rules is None else named,
@@ -119,11 +120,11 @@ class EncodeJob:
 
   def _write(self, table: np.ndarray, programs: Programs) -> Dataset:
     plan = plan_parts(
-      self._clips, table, self._vae, self._encoder, rows=self._rows, captions=self._captions,
+      self._clips, table, self._vae, self._encoders, rows=self._rows, captions=self._captions,
       states=self._states, shard_bytes=self._shard_bytes,
     )  # fmt: skip
     maker = PartEncoder(
-      self._clips, self._vae, self._encoder, plan.table, programs, self._devices,
+      self._clips, self._vae, self._encoders, plan.table, programs, self._devices,
       captions=self._captions, states=self._states, named=self._rules is not None,
     )  # fmt: skip
     with self._open_parts(plan) as parts:
@@ -172,11 +173,12 @@ class EncodeJob:
       )
 
   def _keep_makers(self, folder: Path) -> None:
-    """Puts VAE and text encoder into the dataset."""
+    """Puts VAE and text encoders into the dataset."""
     vae = self._vae
     statistics = {"mean": vae.mean, "std": vae.std}
     save_frozen_vae(folder / "vae", config=vae.config, params=vae.params, statistics=statistics)
-    save_text_encoder(self._encoder, folder / "text")
+    for encoder in self._encoders:
+      save_text_encoder(encoder, folder / "text" / encoder.name)
 
   def _say_left_out(self, table: np.ndarray) -> None:
     left = len(self._clips) - len(set(table["row"].tolist()))

@@ -56,8 +56,8 @@ class Plan(NamedTuple):
 
 
 def plan_parts(
-  clips: Dataset, table: np.ndarray, vae, encoder: TextEncoder, *, rows: int, captions: int,
-  states: bool, shard_bytes: int,
+  clips: Dataset, table: np.ndarray, vae, encoders: Sequence[TextEncoder], *, rows: int,
+  captions: int, states: bool, shard_bytes: int,
 ) -> Plan:  # fmt: skip
   """Orders the renditions and cuts them into parts.
 
@@ -65,7 +65,7 @@ def plan_parts(
     clips: they are made of.
     table: RENDITION [n], as `plan_renditions` gives it.
     vae: has `time_factor`, `space_factor` and `latent_channels`.
-    encoder: of the captions.
+    encoders: of the captions.
     rows: the most clips of a batch.
     captions: kept of each clip; 0 for all.
     states: whether token states are stored.
@@ -74,10 +74,10 @@ def plan_parts(
   table = table[order_as_batches_fill(shapes_of(table), vae.time_factor, rows)]
   counts = np.diff(clips.index["caption_offsets"])[table["row"]]
   counts = np.minimum(counts, captions) if captions else counts
-  width = encoder.width if states else 0
+  token_bytes = sum(4 + 2 * encoder.width * states for encoder in encoders)
   latent = 1 + (table["frames"].astype(np.int64) - 1) // vae.time_factor
   cells = latent * (table["height"] // vae.space_factor) * (table["width"] // vae.space_factor)
-  bytes_ = cells * vae.latent_channels * 2 + counts * _CAPTION_TOKENS * (4 + 2 * width)
+  bytes_ = cells * vae.latent_channels * 2 + counts * _CAPTION_TOKENS * token_bytes
   split = clips.index["split"][table["row"]]
   parts = {}
   for code, name in enumerate(SPLITS):
@@ -120,7 +120,7 @@ class PartEncoder:
   """Makes the latent records of a part.
 
   Args:
-    clips, vae, encoder: as in `encode_dataset`.
+    clips, vae, encoders: as in `encode_dataset`.
     table: RENDITION [n], in the order of the dataset.
     programs: for all of its shapes.
     devices: of this process.
@@ -130,12 +130,12 @@ class PartEncoder:
   """
 
   def __init__(
-    self, clips: Dataset, vae: FrozenVAE, encoder: TextEncoder, table: np.ndarray,
+    self, clips: Dataset, vae: FrozenVAE, encoders: Sequence[TextEncoder], table: np.ndarray,
     programs: Programs, devices: Sequence, *, captions: int, states: bool, named: bool,
   ):  # fmt: skip
     self._clips, self._vae, self._table = clips, Placed(vae, devices), table
     self._programs, self._captions, self._named = programs, captions, named
-    self._words = Captions(encoder, states=states)
+    self._words = {encoder.name: Captions(encoder, states=states) for encoder in encoders}
 
   def records(self, places: np.ndarray, done=lambda: None) -> Iterator[LatentRecord]:
     """The records of these places of the table, in order; `done` is called for each one encoded.
@@ -163,7 +163,8 @@ class PartEncoder:
       done()
     for first in range(0, len(renditions), TEXT_CLIPS):
       some = range(first, min(first + TEXT_CLIPS, len(renditions)))
-      known = self._words({text for number in some for text in records[number].captions})
+      words = {text for number in some for text in records[number].captions}
+      known = {name: encode(words) for name, encode in self._words.items()}
       for number in some:
         made = records.pop(number), renditions[number], latents.pop(number)
         yield make_record(*made, known, named=self._named)
@@ -202,11 +203,10 @@ class Captions:
 
 
 def make_record(
-  clip: ClipRecord, rendition, latent: np.ndarray, known: dict[str, tuple], *, named: bool
+  clip: ClipRecord, rendition, latent: np.ndarray, known: dict[str, dict], *, named: bool
 ) -> LatentRecord:
-  """The record of a rendition: `known` has ids and states of its captions."""
-  texts = [known[caption] for caption in clip.captions]
-  has_states = bool(texts) and texts[0][1] is not None
+  """The record of a rendition: `known` has, by encoder, ids and states of its captions."""
+  texts = {name: [found[text] for text in clip.captions] for name, found in known.items()}
   return LatentRecord(
     id=name_rendition(clip.id, rendition) if named else clip.id,
     source=clip.source,
@@ -220,8 +220,12 @@ def make_record(
     fps=float(rendition["fps"]),
     latent=latent,
     captions=clip.captions,
-    text_ids=tuple(ids for ids, _ in texts),
-    text_states=tuple(states for _, states in texts) if has_states else None,
+    text_ids={name: tuple(ids for ids, _ in every) for name, every in texts.items()},
+    text_states={
+      name: tuple(states for _, states in every)
+      for name, every in texts.items()
+      if every and every[0][1] is not None
+    },
     attributes=clip.attributes,
     scores=clip.scores,
   )

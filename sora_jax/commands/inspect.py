@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_pipeline.dataset import Dataset
+from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.loader import make_pools
 from data_pipeline.packing import PackSettings, check_fit, cost_of, plan_window
@@ -60,6 +60,9 @@ def parser():
     default=(1, 2, 2),
     metavar=("T", "H", "W"),
     help="latent frames, rows and columns of a patch in packing (default 1 2 2)",
+  )
+  p.add_argument(
+    "--text", default="", help="text encoder whose caption tokens are packed (default: the first)"
   )
   what = p.add_mutually_exclusive_group()
   what.add_argument("--html", help="file: also writes a page of histograms and a contact sheet")
@@ -130,7 +133,8 @@ def describe_packing(args) -> dict:
     caption_dropout=0.0,
     cost=cost_of(args.width),
   )
-  mixture = Mixture(make_pools([dataset], "train"), seed=0)
+  text = choose_tokenizer([dataset], args.text)
+  mixture = Mixture(make_pools([dataset], "train", text), seed=0)
   check_fit(mixture.pools[0], settings)
   steps, tokens, imbalance = 0, 0, 0.0
   for window in range(mixture.windows(settings.window_clips)):

@@ -22,12 +22,13 @@ def describe_dataset(path: str | os.PathLike) -> dict:
   Returns:
     JSON-able: `path`, `kind`, `name`, `version`, `fingerprint`, `meta`; `clips`, and by name
     `splits`; of clips `storage` and `pixels`; of latents `tokens` (patches of 1x1x1),
-    `latent_channels`, `text_state_width` and `caption_tokens` (`total`, `mean`, `max` of a caption,
-    None without captions); `shapes` ([{f, h, w or frames, height, width, clips}], most frequent
-    first); `fps` (clips by rate); `sources`; `captions` (`total`, `without`: clips that have none);
-    `seconds` (of latents: of the frames they stand for, None without the VAE that says how many);
-    `histograms` by name (`seconds`, `captions` and, of latents, `tokens`; `edges` and `counts` of
-    clips, see `page.Histogram`); `shards` ([{file, records, bytes}]), `bytes`.
+    `latent_channels`, and by text encoder `text_state_width` (None: no states) and `caption_tokens`
+    (`total`, `mean`, `max` of a caption, None without captions); `shapes` ([{f, h, w or frames,
+    height, width, clips}], most frequent first); `fps` (clips by rate); `sources`; `captions`
+    (`total`, `without`: clips that have none); `seconds` (of latents: of the frames they stand for,
+    None without the VAE that says how many); `histograms` by name (`seconds`, `captions` and, of
+    latents, `tokens`; `edges` and `counts` of clips, see `page.Histogram`); `shards` ([{file,
+    records, bytes}]), `bytes`.
   Raises:
     BadInput: no dataset, or a damaged one.
   """
@@ -81,17 +82,21 @@ def _count_frames(dataset: Dataset, frames: np.ndarray) -> np.ndarray | None:
 
 
 def _latent_facts(dataset: Dataset, sides: np.ndarray) -> dict:
-  tokens = np.asarray(dataset.index["caption_tokens"], np.int64)
-  some = tokens.size > 0
+  names = dataset.tokenizers
   return {
     "tokens": int(sides.prod(axis=1).sum()),
     "latent_channels": dataset.latent_channels,
-    "text_state_width": dataset.text_state_width,
-    "caption_tokens": {
-      "total": int(tokens.sum()),
-      "mean": float(tokens.mean()) if some else None,
-      "max": int(tokens.max()) if some else None,
-    },
+    "text_state_width": {name: dataset.state_width(name) for name in names},
+    "caption_tokens": {name: _sum_up(dataset.caption_tokens(name)) for name in names},
+  }
+
+
+def _sum_up(column: np.ndarray) -> dict:
+  counts = np.asarray(column, np.int64)
+  return {
+    "total": int(counts.sum()),
+    "mean": float(counts.mean()) if counts.size else None,
+    "max": int(counts.max()) if counts.size else None,
   }
 
 
@@ -153,11 +158,13 @@ def _summary(facts: dict) -> list[tuple[str, str]]:
   if facts["kind"] == "clip":
     amounts = [("pixels", f"{facts['pixels']:,}"), ("stored", facts["storage"])]
   else:
-    tokens = facts["caption_tokens"]
     amounts = [("tokens (1x1x1 patches)", f"{facts['tokens']:,}")]
-    amounts.append(("caption tokens", f"{tokens['total']:,} (longest {tokens['max']})"))
     amounts.append(("latent channels", str(facts["latent_channels"])))
-    amounts.append(("text state width", str(facts["text_state_width"])))
+    for name, tokens in facts["caption_tokens"].items():
+      width = facts["text_state_width"][name]
+      states = f"states of width {width}" if width else "no states"
+      counted = f"{tokens['total']:,} (longest {tokens['max']}), {states}"
+      amounts.append((f"caption tokens, {name}", counted))
   if facts["seconds"] is not None:
     amounts.append(("seconds", f"{facts['seconds']:,.1f}"))
   return amounts + lines

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline import hashing
-from data_pipeline.dataset import Dataset
+from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.row import check_alike
 from sora_jax import build
@@ -100,10 +100,11 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
   check_workdir(workdir, plain)
   datasets = open_data(config, workdir, kind="latent" if is_dit else "clip")
   if is_dit:
-    check_alike(datasets)
+    text = choose_tokenizer(datasets, config.data.text)
+    check_alike(datasets, text)
     if config.init_from and not has_begun(workdir):
-      check_origin(config.init_from, made_with(datasets[0]))
-    keep_frozen(datasets[0], workdir)
+      check_origin(config.init_from, made_with(datasets[0], text))
+    keep_frozen(datasets[0], text, workdir)
   with jax.set_mesh(mesh):
     task = (
       build.dit_task(config, datasets, mesh)
@@ -142,11 +143,10 @@ def open_data(config, workdir: Path, *, kind: str) -> list[Dataset]:
   chosen = choose_rows(clips)
   videos = (clips.read(row).video for row in chosen)  # whole: a world has few formats
   vae = FrozenVAE(codec, params, measure_statistics(codec, params, videos, len(chosen)))
-  encoder = load_text_encoder(config.codec_text)
   latents = encode_dataset(
     clips,
     vae,
-    encoder,
+    [load_text_encoder(config.codec_text)],
     workdir / "data" / "latents",
     rows=16,
     patch_side=config.model.patch[1],
@@ -216,7 +216,7 @@ def export_vae(config, params, step: int, clips: Dataset, workdir: Path) -> None
   say(f"train: VAE kept in {target} ({mark[:12]})")
 
 
-def keep_frozen(dataset: Dataset, workdir: Path) -> None:
+def keep_frozen(dataset: Dataset, text: str, workdir: Path) -> None:
   """Copies the VAE and text encoder of a latent dataset into the run, so that it samples alone.
 
   They are loaded first: a run must not train for hours on latents that nothing decodes. A run
@@ -227,14 +227,15 @@ def keep_frozen(dataset: Dataset, workdir: Path) -> None:
       one and has begun (on another dataset).
   """
   begun = has_begun(workdir)
-  for part, mark in made_with(dataset).items():
-    source, target = dataset.path / part, workdir / "frozen" / part
+  sources = {"vae": dataset.path / "vae", "text": dataset.path / "text" / text}
+  for part, mark in made_with(dataset, text).items():
+    source, target = sources[part], workdir / "frozen" / part
     if begun and target.exists():
       advice = "the run began on another dataset. Use a new --workdir, or set data.path back."
-      check_frozen(target, mark, dataset, advice)
+      check_frozen(target, mark, dataset, advice, part)
       continue
     advice = "it was exchanged. Copy the dataset again, or encode it anew."
-    check_frozen(source, mark, dataset, advice)
+    check_frozen(source, mark, dataset, advice, part)
     partial = target.with_name(f"{part}.partial")
     for old in (partial, target):
       shutil.rmtree(old, ignore_errors=True)
@@ -242,10 +243,10 @@ def keep_frozen(dataset: Dataset, workdir: Path) -> None:
     partial.rename(target)
 
 
-def made_with(dataset: Dataset) -> dict[str, str | None]:
-  """Fingerprints of the VAE and the text encoder that a latent dataset was made with."""
-  text = dataset.meta.get("text") or {}
-  return {"vae": dataset.meta.get("vae"), "text": text.get("fingerprint")}
+def made_with(dataset: Dataset, text: str) -> dict[str, str | None]:
+  """Fingerprints of the VAE and one of the text encoders that a latent dataset was made with."""
+  spec = dataset.meta.get("texts", {}).get(text, {})
+  return {"vae": dataset.meta.get("vae"), "text": spec.get("fingerprint")}
 
 
 def has_begun(workdir: Path) -> bool:
@@ -257,9 +258,11 @@ def has_begun(workdir: Path) -> bool:
     return checkpoints.latest_step() is not None
 
 
-def check_frozen(folder: Path, mark: str | None, dataset: Dataset, advice: str) -> None:
+def check_frozen(
+  folder: Path, mark: str | None, dataset: Dataset, advice: str, part: str
+) -> None:
   """Raises BadInput unless a folder's VAE or text encoder loads and has the fingerprint `mark`."""
-  found = FROZEN[folder.name](folder).fingerprint
+  found = FROZEN[part](folder).fingerprint
   if found != mark:
     raise BadInput(
       f"train: {folder} has fingerprint={found[:12]}, the latents of {dataset.path} were made with "

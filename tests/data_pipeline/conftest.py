@@ -26,8 +26,13 @@ def latent_of(i, split=None, c=4, k=None, **fields):
     fps=8.0 + i % 2,
     latent=rng.standard_normal((1 + i % 3, 2, 1 + i % 2, c)).astype(ml_dtypes.bfloat16),
     captions=tuple(f"caption {n}" for n in lengths),
-    text_ids=tuple(np.arange(n, dtype=np.int32) for n in lengths),
-    text_states=tuple(np.ones((n, k), ml_dtypes.bfloat16) for n in lengths) if k else None,
+    text_ids={
+      "words": tuple(np.arange(n, dtype=np.int32) for n in lengths),
+      "bytes": tuple(np.arange(5 * n, dtype=np.int32) for n in lengths),
+    },
+    text_states={"words": tuple(np.ones((n, k), ml_dtypes.bfloat16) for n in lengths)}
+    if k and len(lengths)
+    else {},
     attributes="",
   )
   return LatentRecord(**(base | fields))

@@ -135,6 +135,11 @@ def test_clips_and_their_latents(tmp_path, make_clip, make_latent, write):
   [
     (dict(), dict(meta={"vae": "other"}), "latent records, of other vae than the dataset"),
     (dict(c=5), dict(), "latent_channels=5 of .*more is not the 4 of those before it"),
+    (
+      dict(captions=(), text_ids={"words": ()}),
+      dict(),
+      "dataset: .*more has ids of words, those before it of words, bytes",
+    ),
     (dict(id="clip/7"), dict(), "have the same id"),
   ],
 )

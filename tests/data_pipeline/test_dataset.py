@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipeline import hashing
-from data_pipeline import records as records_module
+from data_pipeline import hashing, stored
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 
@@ -40,8 +39,10 @@ def test_index_says_what_the_records_say(folder, latents):
   np.testing.assert_array_equal(
     np.diff(index["caption_offsets"]), [len(r.captions) for r in latents]
   )
-  tokens = [len(ids) for r in latents for ids in r.text_ids]
-  np.testing.assert_array_equal(index["caption_tokens"], tokens)
+  assert dataset.tokenizers == ("words", "bytes")
+  for name in dataset.tokenizers:
+    tokens = [len(ids) for r in latents for ids in r.text_ids[name]]
+    np.testing.assert_array_equal(dataset.caption_tokens(name), tokens)
   np.testing.assert_array_equal(index["fps"], [r.fps for r in latents])
   assert index["id"][7] == hashing.hash_text("clip/7")
   for split in dataset.splits:
@@ -63,6 +64,8 @@ def test_tfds_and_grain_read_it(folder, latents):
     for found, record in zip(source, wanted, strict=True):
       assert found["id"].decode() == record.id
       np.testing.assert_array_equal(found["latent"].view(ml_dtypes.bfloat16), record.latent)
+      for name, ids in record.text_ids.items():
+        np.testing.assert_array_equal(found["text_ids"][name], np.concatenate([[], *ids]))
   stream = grain.MapDataset.source(builder.as_data_source(split="train")).shuffle(seed=0)
   assert {item["id"].decode() for item in stream} == {r.id for r in latents if r.split == "train"}
 
@@ -73,15 +76,17 @@ def test_clips_have_an_index_of_pixels(tmp_path, make_clip, write):
   assert dataset.index["frames"].tolist() == [1, 2, 3, 1, 2, 3, 1]
   assert dataset.index["height"].tolist() == [8] * 7
   assert np.diff(dataset.index["caption_offsets"]).tolist() == [0, 1, 2, 0, 1, 2, 0]
-  assert "caption_tokens" not in dataset.index and dataset.latent_channels is None
+  assert not [name for name in dataset.index if "tokens" in name]
+  assert dataset.tokenizers == () and dataset.latent_channels is None
   np.testing.assert_array_equal(dataset.read(4).video, make_clip(4).video)
 
 
 def test_latents_without_any_caption(tmp_path, make_latent, write):
   write(tmp_path / "data", [make_latent(4 * i) for i in range(3)])
   dataset = Dataset.open(tmp_path / "data", kind="latent")
-  assert dataset.index["caption_tokens"].shape == (0,)
-  assert dataset.read(1).text_states is None and dataset.read(1).text_ids == ()
+  assert dataset.caption_tokens("words").shape == (0,)
+  assert dataset.read(1).text_states == {}
+  assert dataset.read(1).text_ids == {"words": (), "bytes": ()}
 
 
 def test_reads_from_threads_and_after_pickling(folder, latents):
@@ -169,9 +174,9 @@ def test_flipped_byte(folder, latents, shard_of):
 @pytest.mark.parametrize("lengths", [b"\x09\0\0\0", b"\x01"])
 def test_damaged_lengths(folder, monkeypatch, lengths):
   """Lengths of captions that do not fit their tokens, as a record of another layout may have."""
-  parse = records_module.example.parse
-  changed = lambda data: parse(data) | {records_module.LENGTHS: [lengths]}  # noqa: E731
-  monkeypatch.setattr(records_module.example, "parse", changed)
+  parse = stored.example.parse
+  changed = lambda data: parse(data) | {f"{stored.LENGTHS}/words": [lengths]}  # noqa: E731
+  monkeypatch.setattr(stored.example, "parse", changed)
   with pytest.raises(BadInput, match="row=0 of .* is damaged"):
     Dataset.open(folder, kind="latent").read(0)
 
@@ -198,7 +203,7 @@ def test_refuses_what_is_no_dataset_of_the_kind(folder, tmp_path):
     Dataset.open("gs://bucket/x", kind="clip")
   meta = json.loads((folder / "meta.json").read_text())
   (folder / "meta.json").write_text(json.dumps(meta | {"version": 99}))
-  with pytest.raises(BadInput, match="version=99 of .* is not 2"):
+  with pytest.raises(BadInput, match="version=99 of .* is not 3"):
     Dataset.open(folder, kind="latent")
   (folder / "meta.json").write_text("{")
   with pytest.raises(BadInput, match="meta.json is damaged"):

@@ -35,7 +35,7 @@ def latents(tmp_path):
           fps=8.0 if i else 7.5,
           latent=np.zeros((*shape, 4), ml_dtypes.bfloat16),
           captions=("x",) * captions,
-          text_ids=tuple(np.zeros(i + j, np.int32) for j in range(captions)),
+          text_ids={"words": tuple(np.zeros(i + j, np.int32) for j in range(captions))},
           **COMMON,
         )
       )
@@ -80,8 +80,8 @@ def test_describes_latents(latents):
     "splits": {"train": 3, "held_out": 1},
     "tokens": 4 + 24 + 24 + 80,
     "latent_channels": 4,
-    "text_state_width": None,
-    "caption_tokens": {"total": 15, "mean": 2.5, "max": 4},
+    "text_state_width": {"words": None},
+    "caption_tokens": {"words": {"total": 15, "mean": 2.5, "max": 4}},
     "shapes": [
       {"f": 3, "h": 2, "w": 4, "clips": 2},
       {"f": 1, "h": 2, "w": 2, "clips": 1},

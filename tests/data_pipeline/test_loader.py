@@ -57,8 +57,9 @@ def test_a_segment_holds_its_record():
         assert ids == [-1] and not batch["text_states"][b, text].any()
         seen["dropped"] += 1
       else:
-        which = [list(each) for each in record.text_ids].index(ids)
-        np.testing.assert_array_equal(batch["text_states"][b, text], record.text_states[which])
+        which = [list(each) for each in record.text_ids["words"]].index(ids)
+        states = record.text_states["words"][which]
+        np.testing.assert_array_equal(batch["text_states"][b, text], states)
         seen["states"] += 1
       levels = batch["level_index"][b, video]
       clean = levels == 0
@@ -123,8 +124,8 @@ def write_folder(path, clips):
           fps=record.fps,
           latent=record.latent,
           captions=tuple(record.captions),
-          text_ids=tuple(record.text_ids),
-          text_states=record.text_states and tuple(record.text_states),
+          text_ids=record.text_ids,
+          text_states=record.text_states,
           attributes="",
         )
       )
@@ -152,7 +153,7 @@ def test_plans_are_not_made_again_for_threads_in_many_short_epochs(monkeypatch):
   clips, made, plan_window = Clips(), [], loader.packing.plan_window
 
   def spy(mixture, *args, epoch, **more):
-    if mixture.pools[0].columns is clips.index:  # an earlier test may still be planning ahead
+    if mixture.pools[0].columns["h"] is clips.index["h"]:  # an earlier test may still plan ahead
       made.append(epoch)
     return plan_window(mixture, *args, epoch=epoch, **more)
 
@@ -214,11 +215,11 @@ def test_bad_settings():
     open_batches(given_first_frame=2)
   clips = Clips(10)
   clips.latent_channels, clips.kind, clips.path = None, "clip", "here"
-  with pytest.raises(BadInput, match=r"loader: here holds clip records.* Encode it first"):
+  with pytest.raises(BadInput, match=r"dataset: here holds clip records.* Encode it first"):
     open_batches(clips)
 
 
-@pytest.mark.parametrize("column, step", [("h", 2), ("caption_tokens", 1)])
+@pytest.mark.parametrize("column, step", [("h", 2), ("caption_tokens/words", 1)])
 def test_an_index_that_lies_is_found_out(column, step):
   clips = Clips()
   clips.index[column] = np.asarray(clips.index[column]) + step

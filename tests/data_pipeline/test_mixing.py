@@ -127,7 +127,14 @@ def test_datasets_that_do_not_go_together():
     mixed_batches(caption_weights=((1,),))
   other = Clips(20, states=False)
   other.path, DATA.path = "there", "here"
-  with pytest.raises(BadInput, match=r"text_state_width=None of there is not the 3 of here"):
+  with pytest.raises(BadInput, match=r"the states of there have width None, those of here 3"):
+    loader.latent_batches([DATA, other], **SETTINGS)
+  other = Clips(20)
+  other.path, other.meta = "there", {"texts": {"words": "another"}}
+  with pytest.raises(BadInput, match=r"there and here are of different text encoder words"):
+    loader.latent_batches([DATA, other], **SETTINGS)
+  other.tokenizers = ("letters", "bytes")
+  with pytest.raises(BadInput, match=r"there has caption ids of letters, bytes, not of 'words'"):
     loader.latent_batches([DATA, other], **SETTINGS)
   other = Clips(20)
   other.path, other.meta = "there", {"vae": "another"}
@@ -225,11 +232,11 @@ def test_one_two_and_four_processes_continue_the_same_steps():
 
 def test_a_dataset_without_captions_goes_with_any():
   bare = Clips(20, seed=4)
-  bare.text_state_width = None
+  bare.state_widths = {"words": None}
   for record in bare.records:
-    record.captions, record.text_ids, record.text_states = [], [], None
+    record.captions, record.text_ids, record.text_states = [], {"words": []}, {}
   bare.index["caption_offsets"] = np.zeros(21, int)
-  bare.index["caption_tokens"] = np.zeros(0, np.int32)
+  bare.index["caption_tokens/words"] = np.zeros(0, np.int32)
   for datasets in ([DATA, bare], [bare, DATA]):
     batches = take(loader.latent_batches(datasets, **SETTINGS), 6)
     numbers = [n for batch, _ in batches for n in batch["segment_dataset"].ravel() if n >= 0]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from data_pipeline import example, records, tfds_folder
+from data_pipeline import example, records, stored, tfds_folder
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord, LatentRecord
 from data_pipeline.video import EncodedVideo, as_frames
@@ -57,10 +57,13 @@ def make_latent(seed=0, lengths=(3, 0, 5), states=True, **fields):
     fps=8.0,
     latent=rng.standard_normal((3, 2, 3, 4)).astype(BF16),
     captions=tuple(f"caption {n}" for n in lengths),
-    text_ids=tuple(rng.integers(0, 30_000, n).astype(np.int32) for n in lengths),
-    text_states=tuple(rng.standard_normal((n, 6)).astype(BF16) for n in lengths)
+    text_ids={
+      "words": tuple(rng.integers(0, 30_000, n).astype(np.int32) for n in lengths),
+      "bytes": tuple(rng.integers(0, 256, 4 * n).astype(np.int32) for n in lengths),
+    },
+    text_states={"words": tuple(rng.standard_normal((n, 6)).astype(BF16) for n in lengths)}
     if states
-    else None,
+    else {},
     attributes="",
   )
   return LatentRecord(**(base | fields))
@@ -69,6 +72,9 @@ def make_latent(seed=0, lengths=(3, 0, 5), states=True, **fields):
 def assert_same(a, b):
   for field in dataclasses.fields(a):
     x, y = getattr(a, field.name), getattr(b, field.name)
+    if isinstance(x, dict):
+      assert x.keys() == y.keys(), field.name
+      x, y = (tuple(part for name in x for part in value[name]) for value in (x, y))
     parts = zip(x, y, strict=True) if isinstance(x, tuple) else [(x, y)]
     for left, right in parts:
       if isinstance(left, np.ndarray):
@@ -95,9 +101,9 @@ def assert_same(a, b):
 )
 def test_comes_back_as_it_was(record):
   records.check_record(record)
-  data = records.serialize(record)
-  assert_same(record, records.deserialize(records.kind_of(record), data))
-  assert data == records.serialize(record)
+  data = stored.serialize(record)
+  assert_same(record, stored.deserialize(records.kind_of(record), data))
+  assert data == stored.serialize(record)
 
 
 @settings(max_examples=30, deadline=None)
@@ -109,26 +115,28 @@ def test_comes_back_as_it_was(record):
 )
 def test_any_latent_comes_back(shape, lengths, caption, width):
   latent = np.arange(np.prod(shape)).astype(BF16).reshape(shape)
-  ids = tuple(np.arange(n, dtype=np.int32) for n in lengths)
-  states = tuple(np.full((n, width), n, BF16) for n in lengths) or None
+  ids = {"words": tuple(np.arange(n, dtype=np.int32) for n in lengths)}
+  ids["bytes"] = tuple(np.arange(2 * n, dtype=np.int32) for n in lengths)
+  states = {"words": tuple(np.full((n, width), n, BF16) for n in lengths)}
+  states = states if sum(lengths) else {}  # without any token there is none to store
   captions = (caption,) * len(lengths)
   record = make_latent(latent=latent, captions=captions, text_ids=ids, text_states=states)
   records.check_record(record)
-  assert_same(record, records.deserialize("latent", records.serialize(record)))
+  assert_same(record, stored.deserialize("latent", stored.serialize(record)))
 
 
 def test_lists_of_ids_are_kept_as_int32():
   ids = ([1, 2, 3], [], [4, 5, 6, 7, 8])
-  record = make_latent(text_ids=ids, states=False)
+  record = make_latent(text_ids={"words": ids}, states=False)
   records.check_record(record)
-  back = records.deserialize("latent", records.serialize(record))
-  assert [part.tolist() for part in back.text_ids] == [list(part) for part in ids]
-  assert all(part.dtype == np.int32 for part in back.text_ids)
+  back = stored.deserialize("latent", stored.serialize(record))
+  assert [part.tolist() for part in back.text_ids["words"]] == [list(part) for part in ids]
+  assert all(part.dtype == np.int32 for part in back.text_ids["words"])
 
 
 @pytest.mark.parametrize("record", [make_clip(), make_clip(captions=())])
 def test_tfds_reads_a_clip(record):
-  found = tfds_folder.features("clip").deserialize_example_np(records.serialize(record))
+  found = tfds_folder.features("clip").deserialize_example_np(stored.serialize(record))
   np.testing.assert_array_equal(found["video"], record.video)
   assert [text.decode() for text in found["captions"]] == list(record.captions)
   assert found["truth"] == record.truth and found["id"].decode() == record.id
@@ -138,26 +146,27 @@ def test_tfds_reads_a_clip(record):
 
 @pytest.mark.parametrize("record", [make_latent(), make_latent(lengths=(), states=False)])
 def test_tfds_reads_a_latent(record):
-  found = tfds_folder.features("latent").deserialize_example_np(records.serialize(record))
+  table = tfds_folder.features("latent", tokenizers=("words", "bytes"))
+  found = table.deserialize_example_np(stored.serialize(record))
   assert found["latent"].dtype == np.uint16
   np.testing.assert_array_equal(found["latent"].view(BF16), record.latent)
-  np.testing.assert_array_equal(found["text_lengths"], [len(ids) for ids in record.text_ids])
-  np.testing.assert_array_equal(found["text_ids"], np.concatenate([[], *record.text_ids]))
-  states = found["text_states"].view(BF16).reshape(-1, 6)
-  np.testing.assert_array_equal(
-    states, np.concatenate([np.zeros((0, 6), BF16), *(record.text_states or ())])
-  )
+  for name, ids in record.text_ids.items():
+    np.testing.assert_array_equal(found["text_lengths"][name], [len(one) for one in ids])
+    np.testing.assert_array_equal(found["text_ids"][name], np.concatenate([[], *ids]))
+    states = found["text_states"][name].view(BF16).reshape(-1, 6)
+    wanted = np.concatenate([np.zeros((0, 6), BF16), *record.text_states.get(name, ())])
+    np.testing.assert_array_equal(states, wanted)
   assert found["crop"].tolist() == list(record.crop)
 
 
 def test_encoded_clips_are_the_same_clips():
   record = make_encoded(scores='{"motion": 1}')
-  found = tfds_folder.features("clip", "encoded").deserialize_example_np(records.serialize(record))
+  found = tfds_folder.features("clip", "encoded").deserialize_example_np(stored.serialize(record))
   assert found["video"] == record.video.data and found["scores"].decode() == record.scores
   assert found["video_shape"].dtype == np.int64 and tuple(found["video_shape"]) == (3, 4, 5, 3)
-  values = example.parse(records.serialize(record))
+  values = example.parse(stored.serialize(record))
   assert values["video_shape"] == [3, 4, 5, 3] and "video/value" not in values
-  back = records.deserialize("clip", records.serialize(record))
+  back = stored.deserialize("clip", stored.serialize(record))
   assert isinstance(back.video, EncodedVideo) and back.video.shape == make_clip().video.shape
   np.testing.assert_array_equal(as_frames(back.video), make_clip().video)
   assert [records.storage_of(r) for r in (record, make_clip(), make_latent())] == [
@@ -169,7 +178,7 @@ def test_we_read_what_tfds_writes():
   clip = make_clip()
   table = tfds_folder.features("clip")
   data = table.serialize_example({name: getattr(clip, name) for name in records.COLUMNS["clip"]})
-  assert_same(clip, records.deserialize("clip", data))
+  assert_same(clip, stored.deserialize("clip", data))
 
 
 def test_envelope_is_the_one_of_tensorflow():
@@ -217,9 +226,13 @@ def test_every_column_says_what_it_is():
     (make_latent(latent=np.zeros((1, 2, 2, 4), np.float32)), "latent is float32 .* not bfloat16"),
     (make_latent(crop=(0, 0)), r"crop is int64|crop is int32 \(2,\), not int32 \[4\]"),
     (make_latent(crop=(0.5, 0, 0, 0)), "crop is float64"),
-    (make_latent(captions=("one",)), "text_ids of 3 captions, not 1"),
-    (make_latent(text_ids=([1.5], [], [2])), "text_ids is float64"),
-    (make_latent(text_ids=([1], [1], [1])), r"text_states is bfloat16 \(3, 6\)"),
+    (make_latent(captions=("one",)), "text_ids/words of 3 captions, not 1"),
+    (make_latent(text_ids={"words": ([1.5], [], [2])}), "text_ids/words is float64"),
+    (make_latent(text_ids={"words": ([1], [1], [1])}), r"text_states/words is bfloat16 \(3, 6\)"),
+    (make_latent(text_ids={}, states=False), "text_ids has no tokenizer"),
+    (make_latent(text_ids=((), (), ()), states=False), "text_ids is no mapping by the tokenizers"),
+    (make_latent(text_ids={"a/b": ((), (), ())}, states=False), "text_ids has a tokenizer 'a/b'"),
+    (make_latent(text_ids={"bytes": ([1], [], [2])}), "text_states is no mapping by the tokeni"),
   ],
 )
 def test_refuses_what_breaks_the_table(record, text):

@@ -44,7 +44,11 @@ def test_refuses_bad_arguments(tmp_path):
     ),
     (
       lambda latent, clip: [latent(1, k=6), latent(2)],
-      "text_state_width=None of record 'clip/2' is not the 6",
+      "text_state_width/words=None of record 'clip/2' is not the 6",
+    ),
+    (
+      lambda latent, clip: [latent(1), latent(4, captions=(), text_ids={"words": ()})],
+      "record 'clip/4' has ids of words, those before it of words, bytes",
     ),
     (lambda latent, clip: [latent(1, fps=-1.0)], "fps=-1.0 is no rate"),
   ],

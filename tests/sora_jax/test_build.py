@@ -85,8 +85,9 @@ def test_cost_of_a_clip():
 def test_refuses_captions_whose_states_are_not_there():
   """Rather than train on zeros in their place."""
   text = dict(name="minilm", width=384, vocabulary=30522)
-  dataset = SimpleNamespace(path="lat", meta=dict(text=text), latent_channels=8)
-  dataset.text_state_width, dataset.index = None, dict(caption_tokens=np.array([3, 4]))
+  dataset = SimpleNamespace(path="lat", meta=dict(texts=dict(minilm=text)), latent_channels=8)
+  dataset.tokenizers, dataset.index = ("minilm",), dict(caption_offsets=np.array([0, 1, 2]))
+  dataset.state_width = lambda name: None
   config = demo.get_config("dit")
   with pytest.raises(BadInput, match="lat has captions but no states of its encoder minilm"):
     build.dit_task(config, [dataset], None)

@@ -48,15 +48,17 @@ class Clips:
     rng = np.random.default_rng(seed)
     self.fingerprint = f"clips {clips} {seed}"
     self.meta = {}
-    self.latent_channels, self.text_state_width = 2, 3 if states else None
+    self.latent_channels, self.tokenizers = 2, ("words",)
+    self.state_widths = {"words": 3 if states else None}
     self.records = [self._record(rng, states) for _ in range(clips)]
     shapes = np.array([record.latent.shape[:3] for record in self.records])
-    counts = [[len(ids) for ids in record.text_ids] for record in self.records]
+    counts = [[len(ids) for ids in record.text_ids["words"]] for record in self.records]
     self.index = dict(
       zip("fhw", shapes.T, strict=True),
       caption_offsets=np.concatenate([[0], np.cumsum([len(each) for each in counts])]),
-      caption_tokens=np.array([one for each in counts for one in each], np.int32),
     )
+    tokens = [one for each in counts for one in each]
+    self.index["caption_tokens/words"] = np.array(tokens, np.int32)
 
   def _record(self, rng, states):
     shape = rng.choice([1, 2, 3]), 2 * rng.integers(1, 4), 2 * rng.integers(1, 4), 2
@@ -66,9 +68,15 @@ class Clips:
       latent=rng.standard_normal(shape).astype(ml_dtypes.bfloat16),
       fps=float(rng.choice([8, 24])),
       captions=["a caption"] * len(lengths),
-      text_ids=[rng.integers(1, 10**6, m).astype(np.int32) for m in lengths],
-      text_states=text_states if states and text_states else None,
+      text_ids={"words": [rng.integers(1, 10**6, m).astype(np.int32) for m in lengths]},
+      text_states={"words": text_states} if states and text_states else {},
     )
+
+  def state_width(self, tokenizer):
+    return self.state_widths[tokenizer]
+
+  def caption_tokens(self, tokenizer):
+    return self.index[f"caption_tokens/{tokenizer}"]
 
   def __len__(self):
     return len(self.records)

@@ -12,7 +12,7 @@ import pytest
 from array_record.python import array_record_module
 from pictures import shifted, texture
 
-from data_pipeline import records
+from data_pipeline import records, stored
 from data_pipeline.curate import cut, spool_writer
 from data_pipeline.curate.child import run_in_child
 from data_pipeline.curate.settings import read_settings
@@ -68,7 +68,7 @@ def read_records(folder, summary):
   if not summary["file"]:
     return []
   reader = array_record_module.ArrayRecordReader(str(folder / summary["file"]))
-  return [records.deserialize("clip", data) for data in reader.read_all()]
+  return [stored.deserialize("clip", data) for data in reader.read_all()]
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def clips_of(names=NAMES):
 def latents_of(make_latent, clips):
   fields = ("id", "source", "split", "start_frame")
   return [
-    make_latent(i, **{f: getattr(c, f) for f in fields}, captions=(), text_ids=())
+    make_latent(i, **{f: getattr(c, f) for f in fields}, captions=(), text_ids={"words": ()})
     for i, c in enumerate(clips)
   ]
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from sora_jax.commands import encode_job, encode_parts
 from sora_jax.commands.entry import run_command
 from sora_jax.generate.media import read_mp4
 from sora_jax.models.frozen_vae import load_frozen_vae
-from sora_jax.models.text.registry import load_text_encoder
+from sora_jax.models.text.registry import load_frozen_text_encoder, load_text_encoder
 
 CLIPS, STEPS = 16, 4
 TINY = (
@@ -67,7 +68,7 @@ def test_from_clips_to_a_video(sora, made, tmp_path):
   latents = Dataset.open(made / "latents", kind="latent")
   assert len(latents) == CLIPS and latents.latent_channels == vae.latent_channels == 8
   assert latents.meta["vae"] == vae.fingerprint
-  assert latents.meta["text"]["fingerprint"] == load_text_encoder("bytes").fingerprint
+  assert latents.meta["texts"]["bytes"]["fingerprint"] == load_text_encoder("bytes").fingerprint
   path = f"--config.data.path={latents.path}"
   done = sora("train", *DIT, f"--workdir={tmp_path / 'dit'}", path)
   assert done.result["step"] == STEPS
@@ -75,6 +76,42 @@ def test_from_clips_to_a_video(sora, made, tmp_path):
   words = ("--prompt=a large red circle drifts left", f"--out={out}", "--steps=2")
   assert sora("sample", f"--workdir={tmp_path / 'dit'}", *words).result["files"] == [str(out)]
   assert read_mp4(out)[0].shape == (9, 32, 32, 3)
+
+
+def test_ids_of_several_text_encoders(sora, made, tmp_path):
+  """The first is what training reads, any other by name; states are those of MiniLM alone."""
+  out = tmp_path / "latents"
+  words = [f"--workdir={made / 'vae'}", f"--data={made / 'clips'}", f"--out={out}"]
+  assert sora("encode", *words, "--text=bytes,minilm", "--captions=1").code == 0
+  latents = Dataset.open(out, kind="latent")
+  assert latents.tokenizers == ("bytes", "minilm") == tuple(latents.meta["texts"])
+  assert latents.state_width("bytes") is None and latents.state_width("minilm") == 384
+  encoders = {name: load_text_encoder(name) for name in latents.tokenizers}
+  record = latents.read(3)
+  for name, encoder in encoders.items():
+    assert (out / "text" / name / "config.json").exists()
+    for found, wanted in zip(
+      record.text_ids[name], encoder.tokenize(record.captions), strict=True
+    ):
+      np.testing.assert_array_equal(found, wanted)
+  states = encoders["minilm"].encode(record.captions)[0]
+  np.testing.assert_array_equal(record.text_states["minilm"][0], states.astype(ml_dtypes.bfloat16))
+  kept = {}
+  for name in ("", "minilm"):
+    run, text = tmp_path / f"dit{name}", f"--config.data.text={name}"
+    assert sora("train", *DIT, text, f"--config.data.path={out}", f"--workdir={run}").code == 0
+    kept[name] = load_frozen_text_encoder(run / "frozen" / "text").name
+  assert kept == {"": "bytes", "minilm": "minilm"}
+  again = sora("train", *DIT, f"--config.data.path={out}", f"--workdir={tmp_path / 'ditminilm'}")
+  assert again.code == 2 and "data.text" in again.err
+  other = sora("train", *DIT, f"--config.data.path={out}", f"--workdir={tmp_path / 'new'}",
+               "--config.data.text=t5")  # fmt: skip
+  assert other.code == 2 and "has caption ids of bytes, minilm, not of 't5'. Set data" in other.err
+  facts = sora("inspect", f"--data={out}", "--slots=256", "--text=minilm", "--json").result
+  assert facts["text_state_width"] == {"bytes": None, "minilm": 384} and facts["fill"] > 0
+  for text in ("--text=bytes,bytes", "--text=bytes,minilm"):
+    done = sora("encode", *words, text, "--text-folder=x")
+    assert done.code == 2 and "names an encoder twice, or several for one" in done.err
 
 
 def test_latents_are_those_of_the_clips(made):

@@ -105,7 +105,7 @@ def whole(made):
   """The latents of `made`, encoded without trouble on one device."""
   vae, clips = open_made(made)
   settings = dict(rows=64, patch_side=2, captions=0, shard_bytes=SHARD)
-  return encode_dataset(clips, vae, load_text_encoder("bytes"), made / "whole", **settings)
+  return encode_dataset(clips, vae, [load_text_encoder("bytes")], made / "whole", **settings)
 
 
 SHARD = 600  # bytes: parts of two or three clips

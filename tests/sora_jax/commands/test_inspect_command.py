@@ -37,7 +37,7 @@ def test_packing_is_described(sora, finished, ranks):
   train = np.flatnonzero(index["split"] == 0)
   cells = index["f"].astype(int) * index["h"] * index["w"]
   patches = int(cells[train].sum()) // 4  # of 1x2x2
-  offsets, tokens = index["caption_offsets"], index["caption_tokens"]
+  offsets, tokens = index["caption_offsets"], index["caption_tokens/bytes"]
   captions = [tokens[offsets[row] : offsets[row + 1]] for row in train]
   room = facts["steps"] * 4 * 128
   least = patches + sum(int(c.min()) for c in captions)

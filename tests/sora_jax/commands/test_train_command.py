@@ -69,7 +69,7 @@ def latents(tmp_path_factory):
     vae = FrozenVAE(CODEC, params_of(seed), {"mean": np.zeros(3), "std": np.ones(3)})
     settings = dict(rows=2, patch_side=1, captions=0)
     encoder = load_text_encoder("bytes")
-    found.append(encode_dataset(clips, vae, encoder, folder / str(seed), **settings))
+    found.append(encode_dataset(clips, vae, [encoder], folder / str(seed), **settings))
   return found
 
 
@@ -144,7 +144,7 @@ def test_a_vae_of_other_weights_or_settings_replaces_the_one_of_that_step(
 
 def test_a_run_keeps_copies_of_what_made_its_latents(copied, tmp_path):
   run = tmp_path / "run"
-  keep_frozen(copied, run)
+  keep_frozen(copied, "bytes", run)
   kept = load_frozen_vae(run / "frozen" / "vae")
   assert kept.fingerprint == copied.meta["vae"]
   for path in (copied.path / "vae").iterdir():
@@ -159,18 +159,18 @@ def flip_last_byte(folder: Path, name: str) -> None:
 
 
 def exchange_text(folder: Path) -> None:
-  path = folder / "text" / "config.json"
+  path = folder / "text" / "bytes" / "config.json"
   path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
 
 
 DAMAGES = {
   "no vae": (lambda path: shutil.rmtree(path / "vae"), r"vae/config.json does not exist"),
-  "no text": (lambda path: shutil.rmtree(path / "text"), r"text/config.json is not the spec"),
+  "no text": (lambda path: shutil.rmtree(path / "text"), r"text/bytes/config.json is not the spec"),
   "a flipped byte": (
     lambda path: flip_last_byte(path / "vae", "params.safetensors"),
     r"vae has fingerprint .* a file was changed or damaged",
   ),
-  "text damaged": (exchange_text, r"text has fingerprint=.* files have changed"),
+  "text damaged": (exchange_text, r"text/bytes has fingerprint=.* files have changed"),
 }
 
 
@@ -178,7 +178,7 @@ DAMAGES = {
 def test_a_damaged_dataset_is_refused_before_training(copied, tmp_path, damage, text):
   damage(copied.path)
   with pytest.raises(BadInput, match=text):
-    keep_frozen(copied, tmp_path / "run")
+    keep_frozen(copied, "bytes", tmp_path / "run")
   frozen = tmp_path / "run" / "frozen"
   assert not (frozen / "vae").exists() or not (frozen / "text").exists()
 
@@ -189,16 +189,16 @@ def test_a_dataset_with_the_vae_of_another_is_refused(latents, copied, tmp_path)
   made_with, found = latents[0].meta["vae"], latents[1].meta["vae"]
   text = rf"vae has fingerprint={found[:12]}, the latents of .* {made_with[:12]}: it was exchanged"
   with pytest.raises(BadInput, match=text):
-    keep_frozen(copied, tmp_path / "run")
+    keep_frozen(copied, "bytes", tmp_path / "run")
   copied.meta.clear()  # a dataset of another program
   with pytest.raises(BadInput, match="were made with None"):
-    keep_frozen(copied, tmp_path / "run")
+    keep_frozen(copied, "bytes", tmp_path / "run")
 
 
 def test_a_text_encoder_that_is_not_the_latents_is_refused(copied, tmp_path):
-  copied.meta["text"] = copied.meta["text"] | {"fingerprint": "0" * 64}
-  with pytest.raises(BadInput, match="text has fingerprint=.* were made with 000000000000"):
-    keep_frozen(copied, tmp_path / "run")
+  copied.meta["texts"]["bytes"]["fingerprint"] = "0" * 64
+  with pytest.raises(BadInput, match="text/bytes has fingerprint=.* were made with 000000000000"):
+    keep_frozen(copied, "bytes", tmp_path / "run")
 
 
 def test_a_refused_attempt_does_not_decide_what_the_next_one_keeps(
@@ -208,15 +208,15 @@ def test_a_refused_attempt_does_not_decide_what_the_next_one_keeps(
   words = ("--config=experiments/demo.py:dit", f"--workdir={run}")
   done = sora("train", *words, f"--config.data.path={latents[0].path}")
   assert done.code == 2 and "every.evaluate_steps=400 needs clips of the split" in done.err
-  keep_frozen(latents[1], run)
+  keep_frozen(latents[1], "bytes", run)
   assert load_frozen_vae(run / "frozen" / "vae").fingerprint == latents[1].meta["vae"]
   monkeypatch.setattr(train_command, "has_begun", lambda workdir: True)
-  keep_frozen(latents[1], run)
+  keep_frozen(latents[1], "bytes", run)
   with pytest.raises(BadInput, match="the run began on another dataset. Use a new --workdir, or"):
-    keep_frozen(latents[0], run)
+    keep_frozen(latents[0], "bytes", run)
   flip_last_byte(run / "frozen" / "vae", "params.safetensors")
   with pytest.raises(BadInput, match="run/frozen/vae has fingerprint .* changed or damaged"):
-    keep_frozen(latents[1], run)
+    keep_frozen(latents[1], "bytes", run)
 
 
 @pytest.mark.parametrize("config", ["debug", "vae"])
