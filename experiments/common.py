@@ -8,7 +8,8 @@ def base(total_steps: int) -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.total_steps = total_steps
-  c.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # -1: what the other axes leave
+  # -1: what the other axes leave; slices=0: as many as the devices tell.
+  c.mesh = dict(data=-1, fsdp=1, context=1, tensor=1, slices=0)
   c.init_from = ""  # "RUN@STEP" or "RUN" starts a stage from another run's weights
   c.init_weights = "ema"  # or "params"
   c.every = dict(log_steps=10, checkpoint_steps=500, evaluate_steps=500)

@@ -17,16 +17,18 @@ from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.loader import latent_batches
 from sora_jax.attention.registry import segment_attention
+from sora_jax.attention.ulysses import over_mesh
 from sora_jax.diffusion.time import make_density, make_weighting
 from sora_jax.evals.held_out import make_held_out_loss, make_reconstruction_score
 from sora_jax.generate.sample import Sampler
 from sora_jax.models.dit import RULES as DIT_RULES
 from sora_jax.models.dit import DiT
 from sora_jax.models.frozen_vae import FrozenVAE
+from sora_jax.models.vae import RULES as VAE_RULES
 from sora_jax.models.vae import make_codec
 from sora_jax.nn.block import mlp_hidden
-from sora_jax.parallel.mesh import make_mesh, make_put
-from sora_jax.parallel.rules import REPLICATED
+from sora_jax.parallel.mesh import host_share, make_mesh
+from sora_jax.parallel.place import make_put
 from sora_jax.train.dit_loss import make_dit_loss
 from sora_jax.train.flops import count_clips, count_packed, forward_flops
 from sora_jax.train.loop import Hook
@@ -50,11 +52,6 @@ MIX_SETTINGS = ("weights", "caption_weights", "skip_steps")  # of `config.data`,
 
 def build_mesh(config):
   """The device mesh of `config.mesh`."""
-  if config.mesh.context != 1 or config.mesh.tensor != 1:
-    raise BadInput(
-      f"mesh: context={config.mesh.context}, tensor={config.mesh.tensor}: these axes "
-      "are not open yet. Set them to 1 and use data and fsdp."
-    )
   return make_mesh(**config.mesh)
 
 
@@ -106,19 +103,23 @@ def dit_structure(settings: dict):
   return nnx.graphdef(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
 
 
-def loss_settings(config) -> dict:
+def loss_settings(config, mesh) -> dict:
   """What loss and held-out loss share."""
+  attend = segment_attention(config.model.attention_backend)
   return dict(
     prediction=config.model.prediction,
     t_min=config.diffusion.t_min,
     seed=config.seed,
-    attend=segment_attention(config.model.attention_backend),
+    attend=over_mesh(attend, mesh, heads=config.model.heads),
     remat=config.model.remat,
   )
 
 
-def packed_batches(config, datasets, cursor, *, split: str, dropout: float, given: float, **mix):
-  """The loader of `config.data` on a split; `mix` are settings of the mixture."""
+def packed_batches(config, datasets, cursor, *, share, split: str, dropout, given, **mix):
+  """The loader of `config.data` on a split; `mix` are settings of the mixture.
+
+  `share` is (rank, ranks) of this process.
+  """
   names = ("slots", "caption_slots", "segments", "rows", "text", "window_clips")
   names += ("threads", "prefetch")
   return latent_batches(
@@ -127,8 +128,8 @@ def packed_batches(config, datasets, cursor, *, split: str, dropout: float, give
     seed=config.seed,
     patch=tuple(config.model.patch),
     cost=packing.cost_of(config.model.width),
-    rank=jax.process_index(),
-    ranks=jax.process_count(),
+    rank=share[0],
+    ranks=share[1],
     caption_dropout=dropout,
     given_first_frame=given,
     cursor=cursor,
@@ -151,14 +152,16 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
         " without any (bytes)."
       )
   settings = dit_settings(config, latent_channels=latent_channels, text=text)
-  structure, shared = dit_structure(settings), loss_settings(config)
+  structure, shared = dit_structure(settings), loss_settings(config, mesh)
   optimizer, ema_decay = build_optimizer(config)
   density = make_density(**config.diffusion.density)
   weighting = make_weighting(**config.diffusion.weighting)
-  hooks = []
+  share, hooks = host_share(mesh), []
   if config.every.evaluate_steps:
     kept_out = check_held_out(config, datasets)
-    held_out = packed_batches(config, kept_out, None, split="held_out", dropout=0.0, given=0.0)
+    held_out = packed_batches(
+      config, kept_out, None, share=share, split="held_out", dropout=0.0, given=0.0
+    )
     kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
     score = make_held_out_loss(structure, kept, **shared)
     hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
@@ -172,6 +175,7 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
       config,
       datasets,
       cursor,
+      share=share,
       split="train",
       dropout=config.data.caption_dropout,
       given=config.data.given_first_frame,
@@ -240,12 +244,17 @@ def flop_settings(settings: dict) -> dict:
 
 def vae_task(config, dataset: Dataset, mesh) -> Task:
   """VAE training on a clip dataset."""
+  if mesh.shape["tensor"] > 1:
+    raise BadInput(
+      f"mesh: tensor={mesh.shape['tensor']} is not for a VAE, which has no heads to divide. Use"
+      " mesh.data, fsdp, or context (which divides the rows of a picture)."
+    )
   codec = config.model.to_dict()
   structure = nnx.graphdef(nnx.eval_shape(lambda: make_codec(codec, seed=0)))
   terms = dict(kl_weight=config.loss.kl_weight, terms=config.loss.terms.to_dict())
   loss = make_vae_loss(structure, seed=config.seed, **terms)
   optimizer, ema_decay = build_optimizer(config)
-  batches = partial(clips_of, config, dataset)
+  batches = partial(clips_of, config, dataset, share=host_share(mesh))
   hooks = []
   if config.every.evaluate_steps:
     check_held_out(config, [dataset])
@@ -258,7 +267,7 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
     loss=loss,
     optimizer=optimizer,
     ema_decay=ema_decay,
-    rules=REPLICATED,
+    rules=VAE_RULES,
     batches=batches,
     count=partial(count_clips, **clip_cost(codec, config.data)),
     hooks=hooks,
@@ -267,11 +276,11 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
   )
 
 
-def clips_of(config, dataset: Dataset, cursor, *, split: str = "train"):
-  """The loader of a VAE's clips: windows of one shape."""
+def clips_of(config, dataset: Dataset, cursor, *, share=(0, 1), split: str = "train"):
+  """The loader of a VAE's clips: windows of one shape; `share` is (rank, ranks) of this process."""
   names = ("rows", "frames", "height", "width", "threads", "prefetch")
   settings = {name: config.data[name] for name in names}
-  settings |= dict(rank=jax.process_index(), ranks=jax.process_count())
+  settings |= dict(zip(("rank", "ranks"), share, strict=True))
   return clip_batches(dataset, split=split, seed=config.seed, cursor=cursor, **settings)
 
 

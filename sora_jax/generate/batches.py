@@ -5,6 +5,8 @@ goes through the VAE chunk by chunk; the latents of a clip are put together as i
 """
 
 import copy
+import itertools
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, Full, Queue
@@ -13,9 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from sora_jax.generate.programs import Programs, Shape, Span
-from sora_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from sora_jax.parallel.mesh import make_mesh, replicated
+from sora_jax.parallel.place import PIXELS
 
 _WAITING = 2  # chunks that are read ahead
 _THREADS = 4  # clips of a batch that are read at once
@@ -70,17 +74,30 @@ class Placed:
   """
 
   def __init__(self, vae, devices: Sequence):
-    self._vae, self._sharding = vae, None
-    if len(devices) > 1 or devices[0] != jax.local_devices()[0]:
-      mesh = make_mesh(data=len(devices), devices=devices)
-      self._sharding = batch_sharding(mesh)
-      self._vae = copy.copy(vae)
-      self._vae.params = jax.device_put(vae.params, replicated(mesh))
+    self._vae, self._devices = vae, devices
+    self._is_default = len(devices) == 1 and devices[0] == jax.local_devices()[0]
+    self._copies: dict[int, tuple] = {}  # by devices along `data`: sharding of pixels, and VAE
 
   def encode_stream(self, chunks: Iterable[np.ndarray]) -> Iterator:
-    """As the VAE's, of uint8 [rows,F,H,W,3]: rows divide over the devices."""
-    put = self._sharding
-    return self._vae.encode_stream(jax.device_put(c, put) if put else c for c in chunks)
+    """As the VAE's, of uint8 [rows,F,H,W,3]: rows divide over the devices, fewer rows than these
+    are shared in bands of pictures (`Programs.shared`).
+    """
+    if self._is_default:
+      yield from self._vae.encode_stream(chunks)
+      return
+    chunks = iter(chunks)
+    first = next(chunks)
+    sharding, vae = self._on(math.gcd(len(first), len(self._devices)))
+    chunks = itertools.chain([first], chunks)
+    yield from vae.encode_stream(jax.device_put(chunk, sharding) for chunk in chunks)
+
+  def _on(self, data: int) -> tuple:
+    if data not in self._copies:
+      mesh = make_mesh(data=data, context=-1, devices=self._devices)
+      vae = copy.copy(self._vae)
+      vae.params = jax.device_put(self._vae.params, replicated(mesh))
+      self._copies[data] = NamedSharding(mesh, PIXELS), vae
+    return self._copies[data]
 
 
 def encode_batches(

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -90,6 +90,8 @@ class Programs:
     steps: latents of a chunk after a video's first one, descending; () for whole chunks (1.).
     tiles: sides of tiles in latents, ascending; () for whole pictures.
     uncut: (height, width) in pixels that are encoded whole all the same.
+    shared: rows of a batch by shape, for long clips that are fewer than the devices: several of
+      these share a clip, each has a band of its pictures.
   """
 
   time_factor: int
@@ -100,11 +102,13 @@ class Programs:
   steps: tuple[int, ...] = ()
   tiles: tuple[int, ...] = ()
   uncut: frozenset[tuple[int, int]] = frozenset()
+  shared: Mapping[Shape, int] = dataclasses.field(default_factory=dict)
 
   def rows_of(self, shape: Shape) -> int:
     """Rows of the batches of (pieces of) this shape."""
     if not self.steps:
-      return plan_batch(shape, self.time_factor, self.rows, self.devices)[0]
+      rows = plan_batch(shape, self.time_factor, self.rows, self.devices)[0]
+      return self.shared.get(shape, rows)
     return self._ladder(shape)[0] * self.devices
 
   def group_of(self, shape: Shape) -> Shape:
@@ -204,13 +208,26 @@ def choose_programs(shapes: np.ndarray, whole: Programs, patch_side: int) -> Pro
   unique, counts = np.unique(shapes, axis=0, return_counts=True)
   clips = [(f, h, w) for f, h, w in unique.tolist()]
   if count_programs(clips, whole) <= MAX_PROGRAMS:
-    return whole
+    return _share_long(dict(zip(clips, counts.tolist(), strict=True)), whole)
   fitting = [way for way in _ways(clips, whole) if count_programs(clips, way) <= MAX_PROGRAMS]
   if not fitting:
     raise _too_many(clips, int(counts.sum()), whole, patch_side)
   numbers = dict(zip(clips, counts.tolist(), strict=True))
   ways = [_keep_common(numbers, way) if way.tiles else way for way in fitting]
   return min(ways, key=lambda way: _cost(numbers, way))
+
+
+def _share_long(numbers: dict[Shape, int], whole: Programs) -> Programs:
+  """Lets the devices share long clips that are fewer than they, in bands of whole latents."""
+  shared = {}
+  for shape, number in numbers.items():
+    for rows in range(number, whole.devices):
+      bands, rest = divmod(whole.devices, rows)
+      if not rest and shape[1] % (bands * whole.space_factor) == 0:
+        shared[shape] = rows
+        break
+  long = {shape: rows for shape, rows in shared.items() if len(whole.chunks_of(shape)) > 1}
+  return dataclasses.replace(whole, shared=long) if long else whole
 
 
 def _cost(numbers: dict[Shape, int], way: Programs) -> int:

@@ -21,7 +21,7 @@ from sora_jax.diffusion.noise import token_normal
 from sora_jax.diffusion.objective import predicted_velocity
 from sora_jax.diffusion.samplers import integrate, time_grid
 from sora_jax.nn.gather import gather_rows
-from sora_jax.parallel.mesh import HOST_KEYS
+from sora_jax.parallel.place import HOST_KEYS
 
 CAPTION_STEP = 16  # caption slots grow by this, so that few shapes are compiled
 

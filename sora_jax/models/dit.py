@@ -6,25 +6,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from data_pipeline.errors import BadInput
 from sora_jax.nn.block import Block, modulate
 from sora_jax.nn.embed import EXACT, CaptionEmbedding, CaptionPool, LevelEmbedding
 from sora_jax.nn.gather import gather_rows
+from sora_jax.nn.remat import BLOCK_INPUT, rematerialised
 from sora_jax.nn.rope import fourier_features, rotary_angles
+from sora_jax.parallel.place import ROWS, SLOTS, constrain
 from sora_jax.typed import Array, Float, typed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-REMAT = ("none", "block")
 POSITION_FEATURES = 64
 
 # Where parameters lie: kernels in shards of the model's width, vectors whole. Stacked layers lead
 # with depth.
 _DENSE = r"((level|pool)/(into|out)|modulation|head_modulation|caption/states|position)"
 RULES = (
-  (r"blocks/attention/qkv/kernel|blocks/mlp/into/kernel", PartitionSpec(None, "fsdp", "tensor")),
-  (r"blocks/attention/out/kernel|blocks/mlp/out/kernel", PartitionSpec(None, "tensor", "fsdp")),
+  (r"blocks/attention/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor")),
+  (r"blocks/attention/out/kernel", PartitionSpec(None, "tensor", None, "fsdp")),
+  (r"blocks/mlp/into/kernel", PartitionSpec(None, "fsdp", None, "tensor")),
+  (r"blocks/mlp/out/kernel", PartitionSpec(None, "tensor", "fsdp")),
   (r"blocks/(attention/norm_[qk]/scale|mlp/(into|out)/bias|table)", PartitionSpec()),
   (rf"{_DENSE}/kernel", PartitionSpec(None, "fsdp")),
   (r"(patches|head)/kernel|caption/(null|table)", PartitionSpec()),
@@ -99,7 +103,7 @@ class DiT(nnx.Module):
       batch: a packed row batch (docs/architecture.md): text_ids, text_states, text_index, position,
         segment and level_index are read.
       attend: `segment_attention` of a backend.
-      remat: "none" keeps activations; "block" recomputes each block in the backward pass.
+      remat: what the backward pass recomputes, see `sora_jax.nn.remat`.
     Returns:
       The prediction (clean patch or velocity, as trained), float32; undefined in caption slots.
     """
@@ -109,10 +113,11 @@ class DiT(nnx.Module):
       is_caption, gather_rows(caption, batch["text_index"]), self.patches(z.astype(self.dtype))
     )
     x = x + self.position(fourier_features(batch["position"], POSITION_FEATURES).astype(self.dtype))
+    x = constrain(x, SLOTS)
     condition = self.level(t)
     if self.pool is not None:
       condition += self.pool(caption, batch["text_index"], batch["segment"], t.shape[1])
-    condition = nnx.silu(condition)
+    condition = constrain(nnx.silu(condition), ROWS)
     angles = rotary_angles(batch["position"], self.head_dim)
     attend_here = lambda q, k, v: attend(q, k, v, batch["segment"])  # noqa: E731
     x = self._run_blocks(
@@ -123,13 +128,10 @@ class DiT(nnx.Module):
 
   def _run_blocks(self, x, shared, level_index, angles, attend, remat):
     """Scans over the stacked layers: compile time does not grow with depth."""
-    if remat not in REMAT:
-      raise BadInput(f"dit: remat={remat!r} is not one of {list(REMAT)}.")
     structure, stacked = nnx.split(self.blocks)
 
     def layer(x, parameters):
+      x = checkpoint_name(constrain(x, SLOTS), BLOCK_INPUT)
       return nnx.merge(structure, parameters)(x, shared, level_index, angles, attend), None
 
-    if remat == "block":
-      layer = jax.checkpoint(layer, prevent_cse=False)
-    return jax.lax.scan(layer, x, stacked)[0]
+    return jax.lax.scan(rematerialised(layer, remat), x, stacked)[0]

@@ -19,13 +19,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from data_pipeline.errors import BadInput
 from sora_jax.nn.conv import (
   CausalConv3D,
   Downsample,
   Past,
-  ResidualBlock,
+  ResidualStack,
   Upsample,
   depth_to_space,
   group_frames,
@@ -35,6 +36,16 @@ from sora_jax.nn.conv import (
 from sora_jax.typed import Array, Float, typed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Where parameters lie: kernels in shards of what they read (those of `down`, whose inputs may be
+# few, of what they write), vectors whole. Nothing lies along `tensor`: see docs/parallelism.md.
+RULES = (
+  (r".*/levels/\d+/blocks/conv/kernel", PartitionSpec(None, None, None, "fsdp")),
+  (r".*/levels/\d+/blocks/out/kernel", PartitionSpec(None, "fsdp")),
+  (r"decoder/stem/kernel", PartitionSpec(None, None, "fsdp")),
+  (r"encoder/down/\d+/linear/kernel", PartitionSpec(None, "fsdp")),
+  (r"decoder/up/\d+/linear/kernel|encoder/head/kernel", PartitionSpec("fsdp")),
+  (r".*/(bias|scale)", PartitionSpec()),
+)
 LOGVAR_RANGE = (-30.0, 20.0)
 INITIAL_LOGVAR = -6.0  # a new model starts with little posterior noise; the KL term adds more
 
@@ -58,16 +69,13 @@ class Encoder(nnx.Module):
       Downsample(i, o, stride=s, dtype=dtype, rngs=rngs)
       for i, o, s in zip(into, widths, strides, strict=True)
     ])
-    self.levels = nnx.List([
-      make_blocks(w, n, taps, dtype, rngs) for w, n in zip(widths, blocks, strict=True)
-    ])
+    self.levels = make_levels(widths, blocks, taps=taps, dtype=dtype, rngs=rngs)
     self.head = nnx.Linear(widths[-1], 2 * latent_channels, dtype=jnp.float32, rngs=rngs)
 
   def __call__(self, x, past: Past):
-    for down, blocks in zip(self.down, self.levels, strict=True):
+    for down, level in zip(self.down, self.levels, strict=True):
       x = down(x, past)
-      for block in blocks:
-        x = block(x, past)
+      x = x if level is None else level(x, past)
     mean, logvar = jnp.split(self.head(x), 2, -1)
     return mean, jnp.clip(logvar + INITIAL_LOGVAR, *LOGVAR_RANGE)
 
@@ -78,9 +86,7 @@ class Decoder(nnx.Module):
   def __init__(self, *, widths, blocks, strides, taps, latent_channels, dtype, rngs: nnx.Rngs):
     widths, blocks, strides = widths[::-1], blocks[::-1], strides[::-1]
     self.stem = CausalConv3D(latent_channels, widths[0], taps=taps, side=3, dtype=dtype, rngs=rngs)
-    self.levels = nnx.List([
-      make_blocks(w, n, taps, dtype, rngs) for w, n in zip(widths, blocks, strict=True)
-    ])
+    self.levels = make_levels(widths, blocks, taps=taps, dtype=dtype, rngs=rngs)
     self.up = nnx.List([
       Upsample(i, o, stride=s, dtype=dtype, rngs=rngs)
       for i, o, s in zip(widths, (*widths[1:], 3), strides, strict=True)
@@ -88,16 +94,18 @@ class Decoder(nnx.Module):
 
   def __call__(self, z, past: Past):
     x = self.stem(z, past)
-    for blocks, up in zip(self.levels, self.up, strict=True):
-      for block in blocks:
-        x = block(x, past)
+    for level, up in zip(self.levels, self.up, strict=True):
+      x = x if level is None else level(x, past)
       x = up(x, past)
     return x.astype(jnp.float32)
 
 
-def make_blocks(width, count, taps, dtype, rngs):
-  """`count` residual blocks of one width."""
-  return nnx.List([ResidualBlock(width, taps=taps, dtype=dtype, rngs=rngs) for _ in range(count)])
+def make_levels(widths, blocks, **settings) -> nnx.List:
+  """The residual blocks of each level; None of a level without any."""
+  return nnx.List([
+    ResidualStack(count, width, **settings) if count else None
+    for width, count in zip(widths, blocks, strict=True)
+  ])
 
 
 class VAE(nnx.Module):

@@ -1,11 +1,15 @@
 """The transformer block: adaLN-Zero, QK-norm, rotary positions, attention inside segments."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from data_pipeline.errors import BadInput
 from sora_jax.nn.gather import gather_rows
+from sora_jax.nn.remat import ATTENDED
 from sora_jax.nn.rope import rotate
 
 
@@ -28,17 +32,18 @@ class Attention(nnx.Module):
     if width % heads:
       raise BadInput(f"dit: width={width} is not a multiple of heads={heads}. Change one of them.")
     self.heads, self.head_dim = heads, width // heads
-    self.qkv = nnx.Linear(width, 3 * width, use_bias=False, dtype=dtype, rngs=rngs)
-    self.out = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
+    shared: dict[str, Any] = dict(use_bias=False, dtype=dtype, rngs=rngs)
+    # Axes of their own for q, k, v and the heads, so that heads lie whole on a device.
+    self.qkv = nnx.LinearGeneral(width, (3, heads, self.head_dim), **shared)
+    self.out = nnx.LinearGeneral((heads, self.head_dim), width, axis=(-2, -1), **shared)
     self.norm_q = nnx.RMSNorm(self.head_dim, dtype=jnp.float32, rngs=rngs)
     self.norm_k = nnx.RMSNorm(self.head_dim, dtype=jnp.float32, rngs=rngs)
 
   def __call__(self, x, angles, attend):
-    q, k, v = jnp.split(self.qkv(x), 3, -1)
-    q, k, v = (a.reshape(*x.shape[:2], self.heads, self.head_dim) for a in (q, k, v))
+    q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
     q = rotate(self.norm_q(q), angles).astype(v.dtype)
     k = rotate(self.norm_k(k), angles).astype(v.dtype)
-    return self.out(attend(q, k, v).reshape(x.shape))
+    return self.out(checkpoint_name(attend(q, k, v), ATTENDED))
 
 
 def mlp_hidden(width: int, ratio: float, kind: str) -> int:
@@ -54,13 +59,14 @@ class MLP(nnx.Module):
       raise BadInput(f"dit: mlp={kind!r} is not one of ['gelu', 'swiglu'].")
     self.gated = kind == "swiglu"
     hidden = mlp_hidden(width, ratio, kind)
-    self.into = nnx.Linear(width, hidden * (2 if self.gated else 1), dtype=dtype, rngs=rngs)
+    into = (2, hidden) if self.gated else (hidden,)
+    self.into = nnx.LinearGeneral(width, into, dtype=dtype, rngs=rngs)
     self.out = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
 
   def __call__(self, x):
     if not self.gated:
       return self.out(nnx.gelu(self.into(x)))
-    gate, value = jnp.split(self.into(x), 2, -1)
+    gate, value = jnp.moveaxis(self.into(x), 2, 0)
     return self.out(nnx.silu(gate) * value)
 
 

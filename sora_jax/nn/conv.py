@@ -11,7 +11,8 @@ from flax import nnx
 
 
 class Past:
-  """The last frames that each causal convolution saw, listed in the order of the calls.
+  """The last frames that each causal convolution saw, listed in the order of the calls: arrays, or
+  of a stack of layers a tuple of stacked ones.
 
   Args:
     frames: `kept` of the chunk before, None at the beginning of a video (zeros stand before it).
@@ -119,6 +120,30 @@ class ResidualBlock(nnx.Module):
 
   def __call__(self, x, past: Past):
     return x + self.out(nnx.silu(self.conv(self.norm(x), past)))
+
+
+class ResidualStack(nnx.Module):
+  """`count` residual blocks of one width, stacked: compile time does not grow with their number."""
+
+  def __init__(self, count: int, width: int, *, taps: int, dtype, rngs: nnx.Rngs):
+    blocks = [ResidualBlock(width, taps=taps, dtype=dtype, rngs=rngs) for _ in range(count)]
+    states = [nnx.state(block) for block in blocks]
+    self.blocks = nnx.merge(
+      nnx.graphdef(blocks[0]), jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    )
+
+  def __call__(self, x, past: Past):
+    structure, stacked = nnx.split(self.blocks)
+
+    def layer(x, own):
+      parameters, before = own
+      inner = Past(before)
+      return nnx.merge(structure, parameters)(x, inner), tuple(inner.kept)
+
+    before = None if past.frames is None else past.frames[len(past.kept)]
+    x, kept = jax.lax.scan(layer, x, (stacked, before))
+    past.kept.append(kept)
+    return x
 
 
 class Downsample(nnx.Module):

@@ -14,6 +14,8 @@ from sora_jax.train.state import State
 
 # Layers stacked for a scan carry a leading layer axis, which says nothing about a parameter's kind.
 STACKED = re.compile(r"(^|.*/)blocks/(?!\d+/).*")
+# Axes that a kernel reads by, where there are several: heads, or the places of a convolution.
+_INPUT_AXES = {"attention/out/kernel": 2, "conv/kernel": 3}
 # Six bias vectors of a block in one array: shifts, scales and gates of its modulation.
 MODULATION = re.compile(r"(^|.*/)blocks/(\d+/)?table")
 
@@ -75,13 +77,14 @@ def make_schedule(
 def decay_mask(params):
   """True where weight decay applies: matrices, not vectors (biases, norms, single tokens).
 
-  A vector is a leaf of at most one axis, the layer axis of stacked blocks not counted, or one of
-  the rows of a block's modulation table.
+  A vector is a bias, a leaf of at most one axis (the layer axis of stacked blocks not counted), or
+  one of the rows of a block's modulation table.
   """
 
   def decays(path, leaf):
     name = path_name(path)
-    return leaf.ndim - bool(STACKED.fullmatch(name)) > 1 and not MODULATION.fullmatch(name)
+    is_vector = name.endswith("/bias") or MODULATION.fullmatch(name)
+    return leaf.ndim - bool(STACKED.fullmatch(name)) > 1 and not is_vector
 
   return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -91,14 +94,18 @@ def _adamw(rate, *, b1, b2, eps, weight_decay):
 
 
 def muon_axes(params):
-  """The two matrix axes of each kernel of stacked blocks; None (AdamW) for everything else.
+  """The axes of each kernel of stacked blocks that are its matrix; None (AdamW) for all else.
 
   Input and output layers and embeddings stay with AdamW, as their authors advise.
   """
 
   def axes(path, leaf):
-    is_kernel = STACKED.fullmatch(path_name(path)) and path_name(path).endswith("kernel")
-    return optax.contrib.MuonDimensionNumbers(1, 2) if is_kernel and leaf.ndim == 3 else None
+    name = path_name(path)
+    if not (STACKED.fullmatch(name) and name.endswith("/kernel")) or leaf.ndim < 3:
+      return None
+    inputs = next((count for end, count in _INPUT_AXES.items() if name.endswith(end)), 1)
+    places = tuple(range(1, leaf.ndim))  # the first is that of the layers
+    return optax.contrib.MuonDimensionNumbers(places[:inputs], places[inputs:])
 
   return jax.tree_util.tree_map_with_path(axes, params)
 

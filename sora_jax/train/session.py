@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from data_pipeline.errors import BadInput
-from sora_jax.parallel.mesh import make_put
+from sora_jax.parallel.place import make_put
 from sora_jax.parallel.rules import Rules
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.events import Events

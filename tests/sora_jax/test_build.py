@@ -37,11 +37,10 @@ def test_schedule():
     schedule(evaluate_steps=-1)
 
 
-@pytest.mark.parametrize("axis", ["context", "tensor"])
-def test_refuses_axes_that_are_not_open(axis):
-  mesh = dict(data=-1, fsdp=1, context=1, tensor=1) | {axis: 2}
-  with pytest.raises(BadInput, match=f"{axis}=2"):
-    build.build_mesh(ConfigDict(dict(mesh=mesh)))
+def test_refuses_widths_of_a_vae_on_several_devices():
+  mesh = SimpleNamespace(shape=dict(tensor=2))
+  with pytest.raises(BadInput, match="tensor=2 is not for a VAE, which has no heads"):
+    build.vae_task(demo.get_config("vae"), None, mesh)
 
 
 def test_refuses_a_prediction_that_no_network_makes():

@@ -9,7 +9,8 @@ import sys
 import jax, jax.numpy as jnp, numpy as np, optax, pytest
 from jax.sharding import PartitionSpec as P
 from data_pipeline.errors import BadInput
-from sora_jax.parallel.mesh import make_mesh, make_put
+from sora_jax.parallel.mesh import make_mesh
+from sora_jax.parallel.place import make_put
 from sora_jax.parallel.rules import shardings
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.hashes import checksums, state_hashes
@@ -41,10 +42,10 @@ with Checkpoints(sys.argv[1]) as checkpoints:
     assert state_hashes(found) == expected and checksums(found) == checksums(state), sizes
 
 mesh = make_mesh(data=2, fsdp=2, context=2)
-batch = make_put(mesh)({"latents": np.arange(24.0, dtype=np.float32).reshape(8, 3)})["latents"]
-assert batch.addressable_shards[0].data.shape == (2, 3)
+batch = make_put(mesh)({"latents": np.arange(32.0, dtype=np.float32).reshape(8, 4)})["latents"]
+assert batch.addressable_shards[0].data.shape == (2, 2)
 with pytest.raises(BadInput, match=r"rows=.* do not divide over 4 ranks \\(mesh data=2, fsdp=2\\)"):
-  make_put(mesh)({"latents": np.zeros((6, 3))})
+  make_put(mesh)({"latents": np.zeros((6, 4))})
 with pytest.raises(BadInput, match=r"kernel axis 0 of size 12 .* does not divide over fsdp=8"):
   shardings({"kernel": jnp.zeros((12, 8))}, RULES, make_mesh(data=1, fsdp=8))
 with pytest.raises(BadInput, match="data=3, .* does not use 8 devices evenly"):

@@ -110,7 +110,8 @@ def test_another_environment_is_named():
 PROGRAM = """
 import os, sys, time, traceback, warnings
 import jax, jax.numpy as jnp, numpy as np
-from sora_jax.parallel.mesh import make_mesh, make_put
+from sora_jax.parallel.mesh import make_mesh
+from sora_jax.parallel.place import make_put
 from sora_jax.parallel.rules import REPLICATED
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.events import Events

@@ -1,0 +1,47 @@
+"""Rematerialisation: what the backward pass of a block recomputes instead of keeping it.
+
+| policy | kept of each block | recomputed |
+|---|---|---|
+| none | everything | nothing |
+| attention | its input and attention's output | all but attention |
+| block | its input | the whole block |
+| offload | its input, in the host's memory | the whole block |
+
+Source: Chen et al. 2016, arXiv:1604.06174 (one checkpoint a layer).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from data_pipeline.errors import BadInput
+
+ATTENDED = "attended"  # name of attention's output
+BLOCK_INPUT = "block_input"  # name of a block's input
+
+_policies = jax.checkpoint_policies
+POLICIES: dict[str, Any] = {
+  "attention": _policies.save_only_these_names(ATTENDED),
+  "block": _policies.nothing_saveable,
+  "offload": _policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[BLOCK_INPUT],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
+}
+REMAT = ("none", *POLICIES)
+
+
+def rematerialised(layer: Callable, remat: str) -> Callable:
+  """A layer, the body of a scan, that keeps for its backward pass what the policy says.
+
+  Raises:
+    BadInput: no policy of that name.
+  """
+  if remat not in REMAT:
+    raise BadInput(f"dit: remat={remat!r} is not one of {list(REMAT)}.")
+  if remat == "none":
+    return layer
+  return jax.checkpoint(layer, prevent_cse=False, policy=POLICIES[remat])
