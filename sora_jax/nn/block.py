@@ -59,15 +59,12 @@ class MLP(nnx.Module):
       raise BadInput(f"dit: mlp={kind!r} is not one of ['gelu', 'swiglu'].")
     self.gated = kind == "swiglu"
     hidden = mlp_hidden(width, ratio, kind)
-    into = (2, hidden) if self.gated else (hidden,)
-    self.into = nnx.LinearGeneral(width, into, dtype=dtype, rngs=rngs)
+    self.into = nnx.LinearGeneral(width, (1 + self.gated, hidden), dtype=dtype, rngs=rngs)
     self.out = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
 
   def __call__(self, x):
-    if not self.gated:
-      return self.out(nnx.gelu(self.into(x)))
-    gate, value = jnp.moveaxis(self.into(x), 2, 0)
-    return self.out(nnx.silu(gate) * value)
+    parts = jnp.moveaxis(self.into(x), 2, 0)
+    return self.out(nnx.silu(parts[0]) * parts[1] if self.gated else nnx.gelu(parts[0]))
 
 
 class Block(nnx.Module):
