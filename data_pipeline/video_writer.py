@@ -25,7 +25,7 @@ MAX_SIDE = 16_384  # pixels, of H.264
 _BT709 = 1  # code point of ITU-T H.273 for primaries, transfer function and matrix alike
 _RGB, _SRGB = 0, 13  # code points: no matrix; transfer function
 # Frames between two at most: what is decoded before a window in the middle.
-_KEYFRAMES = "24"
+_KEYFRAMES = "16"
 
 
 def encode_video(
