@@ -27,14 +27,15 @@ from sora_jax.models.frozen_vae import FrozenVAE
 from sora_jax.models.vae import RULES as VAE_RULES
 from sora_jax.models.vae import make_codec
 from sora_jax.nn.block import mlp_hidden
-from sora_jax.parallel.mesh import host_share, make_mesh
+from sora_jax.parallel.mesh import host_share, make_mesh, mesh_ranks
 from sora_jax.parallel.place import make_put
-from sora_jax.train.dit_loss import make_dit_loss
+from sora_jax.train.accumulate import make_gradient
+from sora_jax.train.dit_loss import make_dit_loss, merge_by_time
 from sora_jax.train.flops import count_clips, count_packed, forward_flops
 from sora_jax.train.loop import Hook
 from sora_jax.train.optim import make_optimizer, make_schedule
 from sora_jax.train.session import Schedule, Task
-from sora_jax.train.vae_loss import make_vae_loss
+from sora_jax.train.vae_loss import make_vae_loss, merge_vae_metrics
 
 # Of `config.model`, what `DiT` is built with as it stands.
 DIT_SETTINGS = (
@@ -103,6 +104,17 @@ def dit_structure(settings: dict):
   return nnx.graphdef(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
 
 
+def build_gradient(config, mesh, loss, merge):
+  """The gradient of a loss in the config's microbatches; `merge` puts their metrics together."""
+  steps, ranks, rows = config.accumulate_steps, mesh_ranks(mesh), config.data.rows
+  if steps < 1 or rows % (steps * ranks):
+    raise BadInput(
+      f"config: accumulate_steps={steps} times {ranks} ranks (mesh.data * mesh.fsdp) does not"
+      f" divide data.rows={rows}. Each rank gives every microbatch the same number of rows."
+    )
+  return make_gradient(loss, merge, steps=steps, ranks=ranks)
+
+
 def loss_settings(config, mesh) -> dict:
   """What loss and held-out loss share."""
   attend = segment_attention(config.model.attention_backend)
@@ -167,7 +179,9 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
     hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
   return Task(
     init=lambda: nnx.state(DiT(**settings, rngs=nnx.Rngs(config.seed))),
-    loss=make_dit_loss(structure, density, weighting, **shared),
+    gradient=build_gradient(
+      config, mesh, make_dit_loss(structure, density, weighting, **shared), merge_by_time
+    ),
     optimizer=optimizer,
     ema_decay=ema_decay,
     rules=DIT_RULES,
@@ -264,7 +278,7 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
     hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
   return Task(
     init=lambda: nnx.state(make_codec(codec, seed=config.seed)),
-    loss=loss,
+    gradient=build_gradient(config, mesh, loss, merge_vae_metrics),
     optimizer=optimizer,
     ema_decay=ema_decay,
     rules=VAE_RULES,

@@ -7,10 +7,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.mesh import host_share, mesh_ranks
 
-_RANKS = ("data", "fsdp")
-ROWS = PartitionSpec(_RANKS)  # [b,...]
-SLOTS = PartitionSpec(_RANKS, "context")  # [b,n,...]
-PIXELS = PartitionSpec(_RANKS, None, "context")  # [b,F,H,W,3]: bands of rows of a picture
+RANKS = ("data", "fsdp")
+ROWS = PartitionSpec(RANKS)  # [b,...]
+SLOTS = PartitionSpec(RANKS, "context")  # [b,n,...]
+PIXELS = PartitionSpec(RANKS, None, "context")  # [b,F,H,W,3]: bands of rows of a picture
 # Bookkeeping that no network reads; its 64-bit integers would be cut to 32 on a device.
 HOST_KEYS = ("segment_record", "segment_dataset")
 # Keys of a batch that have more than their rows divided.

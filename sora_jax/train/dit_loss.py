@@ -7,6 +7,7 @@ from sora_jax.diffusion.noise import segment_uniform, token_normal
 from sora_jax.diffusion.objective import mean_by_time, velocity_error, weighted_mean
 from sora_jax.diffusion.path import interpolate
 from sora_jax.nn.gather import gather_rows
+from sora_jax.train.accumulate import WEIGHT
 
 TIME_BINS = 10
 
@@ -70,6 +71,17 @@ def make_dit_loss(structure, density, weighting, *, prediction, t_min, seed, att
     )
     weight = weight * weighting(t)
     by_time, weight_by_time = mean_by_time(error, weight, t, TIME_BINS)
-    return weighted_mean(error, weight), dict(loss_by_t=by_time, weight_by_t=weight_by_time)
+    metrics = dict(loss_by_t=by_time, weight_by_t=weight_by_time)
+    return weighted_mean(error, weight), {**metrics, WEIGHT: jnp.sum(weight)}
 
   return loss
+
+
+def merge_by_time(metrics: dict, weights) -> dict:
+  """The loss's metrics of a whole batch, of those of its microbatches [k,...]."""
+  del weights  # each bin of t has its own
+  weight = metrics["weight_by_t"]
+  total = jnp.sum(weight, 0)
+  summed = jnp.sum(jnp.where(weight > 0, weight * metrics["loss_by_t"], 0.0), 0)
+  by_time = jnp.where(total > 0, summed / jnp.maximum(total, 1e-12), jnp.nan)
+  return dict(loss_by_t=by_time, weight_by_t=total)

@@ -30,7 +30,7 @@ class Task(NamedTuple):
 
   Attributes:
     init: makes the parameter tree; traced under jit.
-    loss: `(params, frozen, batch) -> (loss, metrics)`.
+    gradient: `(params, frozen, batch) -> ((loss, metrics), gradients)`, see `make_gradient`.
     optimizer, ema_decay, rules: of optax; of the average; sharding of the parameters.
     batches: cursor or None -> endless iterator with `cursor` and `fingerprint`.
     count: host batch -> `Counts`.
@@ -41,7 +41,7 @@ class Task(NamedTuple):
   """
 
   init: Callable[[], Any]
-  loss: Callable
+  gradient: Callable
   optimizer: Any
   ema_decay: float
   rules: Rules
@@ -184,7 +184,7 @@ def train(
     keep_config(workdir, config)
     cut_back(workdir, int(state.step))
     step_fn = jax.jit(
-      log_rate(make_step(task.loss, task.optimizer, ema_decay=task.ema_decay), task.rate),
+      log_rate(make_step(task.gradient, task.optimizer, ema_decay=task.ema_decay), task.rate),
       donate_argnums=0,
       out_shardings=(places, None),
     )

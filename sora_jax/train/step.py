@@ -1,16 +1,15 @@
 """One optimiser step, the same for every model: the loss is an argument."""
 
-import jax
-
 from sora_jax.train.optim import advance
 from sora_jax.train.state import State
 
 
-def make_step(loss_fn, optimizer, *, ema_decay: float):
+def make_step(gradient_fn, optimizer, *, ema_decay: float):
   """Builds `step(state, frozen, batch) -> (state, metrics)`, a pure function to be jitted.
 
   Args:
-    loss_fn: `(params, frozen, batch) -> (loss, metrics)`, a scalar over the global batch.
+    gradient_fn: `(params, frozen, batch) -> ((loss, metrics), gradients)` over the global batch,
+      see `make_gradient`.
     optimizer: of optax; gradient clipping is part of it.
     ema_decay: of the float32 average of the parameters.
   Returns:
@@ -18,7 +17,6 @@ def make_step(loss_fn, optimizer, *, ema_decay: float):
   """
 
   def step(state: State, frozen, batch):
-    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, metrics), gradients = gradient_fn(state.params, frozen, batch)
     state, norms = advance(state, gradients, optimizer, ema_decay=ema_decay)
     return state, {**metrics, **norms, "loss": loss}

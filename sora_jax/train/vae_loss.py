@@ -7,6 +7,7 @@ from flax import nnx
 from data_pipeline.errors import BadInput
 from sora_jax.diffusion.noise import segment_keys
 from sora_jax.models.vae import pixels_to_float
+from sora_jax.train.accumulate import WEIGHT, weighted_average
 
 
 def squared_error(decoded, video, frozen):
@@ -89,6 +90,18 @@ def make_vae_loss(structure, *, seed: int, kl_weight: float, terms: dict):
   check_terms(terms)
 
   def loss(params, frozen, batch):
-    return vae_loss(params, structure, frozen, batch, seed, kl_weight=kl_weight, terms=terms)
+    value, metrics = vae_loss(
+      params, structure, frozen, batch, seed, kl_weight=kl_weight, terms=terms
+    )
+    return value, {**metrics, WEIGHT: jnp.float32(len(batch["video"]))}
 
   return loss
+
+
+def merge_vae_metrics(metrics: dict, weights) -> dict:
+  """The loss's metrics of a whole batch, of those of its microbatches [k]: errors are averaged, not
+  decibels.
+  """
+  average = {name: weighted_average(value, weights) for name, value in metrics.items()}
+  squared = weighted_average(4 * 10 ** (-metrics["psnr_db"] / 10), weights)
+  return {**average, "psnr_db": peak_snr_db(squared)}

@@ -43,6 +43,14 @@ def test_refuses_widths_of_a_vae_on_several_devices():
     build.vae_task(demo.get_config("vae"), None, mesh)
 
 
+@pytest.mark.parametrize("steps", [0, 3, 8])
+def test_refuses_microbatches_that_do_not_divide(steps):
+  config = ConfigDict(dict(accumulate_steps=steps, data=dict(rows=8)))
+  mesh = SimpleNamespace(shape=dict(data=2, fsdp=1))
+  with pytest.raises(BadInput, match=f"accumulate_steps={steps} times 2 ranks .* data.rows=8"):
+    build.build_gradient(config, mesh, None, None)
+
+
 def test_refuses_a_prediction_that_no_network_makes():
   with pytest.raises(BadInput, match="prediction='noise' is not one of"):
     build.check_prediction(ConfigDict(dict(model=dict(prediction="noise"))))

@@ -20,11 +20,12 @@ from sora_jax.attention.registry import segment_attention  # noqa: E402
 from sora_jax.attention.ulysses import over_mesh  # noqa: E402
 from sora_jax.diffusion.time import make_density, make_weighting  # noqa: E402
 from sora_jax.models import dit, vae  # noqa: E402
-from sora_jax.parallel.mesh import make_mesh  # noqa: E402
+from sora_jax.parallel.mesh import make_mesh, mesh_ranks  # noqa: E402
 from sora_jax.parallel.place import make_put  # noqa: E402
 from sora_jax.parallel.rules import named_leaves, shardings  # noqa: E402
-from sora_jax.train.dit_loss import make_dit_loss  # noqa: E402
-from sora_jax.train.vae_loss import make_vae_loss  # noqa: E402
+from sora_jax.train.accumulate import WEIGHT, make_gradient  # noqa: E402
+from sora_jax.train.dit_loss import make_dit_loss, merge_by_time  # noqa: E402
+from sora_jax.train.vae_loss import make_vae_loss, merge_vae_metrics  # noqa: E402
 
 ROWS, SLOTS, HEADS, PATCH, STATES = 8, 64, 8, (1, 2, 2), 6
 AXES = ("data", "fsdp", "context", "tensor")
@@ -38,6 +39,9 @@ MESHES = {
     (1, 1, 8, 1),
   ],
 }
+
+
+ACCUMULATED = [(1, 1, 1, 1, 4), (1, 1, 1, 1, 8), (2, 2, 2, 1, 2)]  # the last is microbatches
 
 
 def segment(rng, shape: tuple, words: int, draw: int, **fields) -> Segment:
@@ -69,7 +73,7 @@ def packed_batch() -> dict:
 
 
 def make_dit(attend_on):
-  """(parameters, mesh -> loss, batch, rules): every gate and the head are drawn."""
+  """(parameters, mesh -> loss, batch, rules, merge): every gate and the head are drawn."""
   settings: dict[str, Any] = dict(width=64, depth=2, heads=HEADS, mlp="swiglu", mlp_ratio=4.0)
   settings |= dict(dtype="float32", patch_dim=12, pooled_caption=True)
   settings |= dict(state_width=STATES, vocabulary=50)
@@ -82,7 +86,7 @@ def make_dit(attend_on):
   make = lambda mesh: make_dit_loss(  # noqa: E731
     structure, density, weighting, attend=attend_on(mesh), **rest
   )
-  return params, make, packed_batch(), dit.RULES
+  return params, make, packed_batch(), dit.RULES, merge_by_time
 
 
 def attend_on(mesh):
@@ -123,36 +127,58 @@ def make_vae(_):
   batch = dict(video=rng.integers(0, 256, (ROWS, 5, 32, 16, 3), np.uint8))
   batch["draw"] = rng.integers(0, 99, (ROWS, 2)).astype(np.uint32)
   loss = make_vae_loss(structure, seed=3, kl_weight=1e-2, terms={"l2": 2.0})
-  return params, lambda mesh: loss, batch, vae.RULES
+  return params, lambda mesh: loss, batch, vae.RULES, merge_vae_metrics
 
 
-def run(made, sizes) -> tuple[float, dict]:
-  """Loss and gradients by name on a mesh of these sizes."""
-  params, make, batch, rules = made
+def run(made, sizes, steps: int = 1) -> tuple[dict, dict]:
+  """Loss and metrics, and gradients by name, on a mesh of these sizes, in so many microbatches."""
+  params, make, batch, rules, merge = made
   mesh = make_mesh(**dict(zip(AXES, sizes, strict=True)), devices=jax.devices()[: np.prod(sizes)])
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, shardings(params, rules, mesh))
     loss = make(mesh if mesh.size > 1 else None)
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, _), found = gradient(placed, {}, make_put(mesh)(batch))
-    return float(value), {name: np.asarray(leaf) for name, leaf in named_leaves(found).items()}
+    gradient = jax.jit(make_gradient(loss, merge, steps=steps, ranks=mesh_ranks(mesh)))
+    (value, metrics), found = gradient(placed, {}, make_put(mesh)(batch))
+    numbers = {name: np.asarray(leaf) for name, leaf in {**metrics, "loss": value}.items()}
+    return numbers, {name: np.asarray(leaf) for name, leaf in named_leaves(found).items()}
 
 
 def compare(made, meshes) -> dict:
-  """By mesh: difference of the loss, and the largest of a leaf's gradient, relative."""
+  """By mesh: difference of the loss and metrics, and the largest of a leaf's gradient, relative.
+
+  `meshes` are sizes of the axes, and microbatches if there are several.
+  """
   value, wanted = run(made, (1, 1, 1, 1))
   norms = {name: float(np.linalg.norm(leaf)) for name, leaf in wanted.items()}
   result = {"leaves": len(norms), "flat": [n for n, norm in norms.items() if norm <= 1e-6]}
   for sizes in meshes:
-    other, found = run(made, sizes)
+    other, found = run(made, sizes[:4], *sizes[4:])
     apart = {
       name: float(np.linalg.norm(found[name] - wanted[name])) / norms[name]
       for name in norms
       if norms[name] > 1e-6
     }
     worst = max(apart, key=apart.__getitem__)
-    result["x".join(map(str, sizes))] = [abs(other - value) / value, apart[worst], worst]
+    off = max(np.nanmax(abs(other[name] / value[name] - 1)) for name in value)
+    assert all((np.isnan(other[name]) == np.isnan(value[name])).all() for name in value)
+    result["x".join(map(str, sizes))] = [float(off), apart[worst], worst]
   return result
+
+
+def mean_of_means(made):
+  """The mutant: every microbatch counts alike, whatever it holds."""
+  params, make, batch, rules, merge = made
+
+  def alike(mesh):
+    loss = make(mesh)
+
+    def constant(params, frozen, batch):
+      value, metrics = loss(params, frozen, batch)
+      return value, {**metrics, WEIGHT: jax.numpy.ones(())}
+
+    return constant
+
+  return params, alike, batch, rules, merge
 
 
 if __name__ == "__main__":
@@ -160,6 +186,9 @@ if __name__ == "__main__":
   what = sys.argv[1]
   make = {"dit": make_dit, "vae": make_vae}[what]
   report = {"apart": compare(make(attend_on), MESHES[what])}
+  report["accumulated"] = compare(make(attend_on), ACCUMULATED)
   for name, attend in MUTANTS.items() if what == "dit" else ():
     report[name] = compare(make(mutant(attend)), [(1, 1, 2, 1)])
+  if what == "dit":
+    report["mean_of_means"] = compare(mean_of_means(make(attend_on)), [(1, 1, 1, 1, 4)])
   print(json.dumps(report))

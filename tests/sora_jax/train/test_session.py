@@ -50,7 +50,7 @@ def task(*, side: int = 3, key: int = 0, dataset: str = "data") -> Task:
         "bias": jnp.float32(key + 1),
       }
     },
-    loss=loss,
+    gradient=jax.value_and_grad(loss, has_aux=True),
     optimizer=optax.adam(0.1),
     ema_decay=0.5,
     rules=REPLICATED,

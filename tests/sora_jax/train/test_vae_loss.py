@@ -90,7 +90,7 @@ def test_the_lossless_codec_has_no_pixel_error():
 def test_loss_is_the_weighted_sum_of_its_terms():
   _, params = new_vae()
   (loss, metrics), _ = scored(params, {}, make_batch())
-  assert set(metrics) == {"l1", "l2", "kl", "psnr_db"}
+  assert set(metrics) == {"l1", "l2", "kl", "psnr_db", "weight"} and metrics["weight"] == 2
   metrics = {name: float(value) for name, value in metrics.items()}
   expected = metrics["l1"] + 1e-3 * metrics["kl"] + 0.5 * metrics["l2"]
   assert float(loss) == pytest.approx(expected, rel=1e-6)
