@@ -45,6 +45,9 @@ def optimizer(lr: float, warmup_steps: int, **changes) -> dict:
     eps=1e-15,
     weight_decay=0.01,
     clip_norm=1.0,
+    clip_sigmas=0.0,  # above 0: also clips at so many deviations above the mean of the norms
+    clip_decay=0.99,
+    momentum_dtype="float32",  # or bfloat16: of the first moments
     ema_decay=0.999,
   )
   return {**settings, **changes}

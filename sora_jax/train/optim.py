@@ -10,6 +10,7 @@ import optax.contrib
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import path_name
+from sora_jax.train.clip import clip_by_history
 from sora_jax.train.state import State
 
 # Layers stacked for a scan carry a leading layer axis, which says nothing about a parameter's kind.
@@ -89,8 +90,16 @@ def decay_mask(params):
   return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def _adamw(rate, *, b1, b2, eps, weight_decay):
-  return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
+def _adamw(rate, *, b1, b2, eps, weight_decay, momentum_dtype):
+  return optax.adamw(
+    rate,
+    b1=b1,
+    b2=b2,
+    eps=eps,
+    weight_decay=weight_decay,
+    mask=decay_mask,
+    mu_dtype=momentum_dtype,
+  )
 
 
 def muon_axes(params):
@@ -110,7 +119,7 @@ def muon_axes(params):
   return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def _muon(rate, *, b1, b2, eps, weight_decay):
+def _muon(rate, *, b1, b2, eps, weight_decay, momentum_dtype):
   """Muon (Jordan et al. 2024) on the blocks' kernels, AdamW elsewhere.
 
   The orthogonalised update is scaled to an RMS of 0.2, so that AdamW's learning rate and weight
@@ -125,6 +134,7 @@ def _muon(rate, *, b1, b2, eps, weight_decay):
     adam_b2=b2,
     muon_weight_dimension_numbers=muon_axes,
     consistent_rms=0.2,
+    mu_dtype=momentum_dtype,
   )
   # The rules' updates are descents already, so the decay has their sign.
   decay = optax.add_decayed_weights(-weight_decay, decay_mask)
@@ -132,6 +142,7 @@ def _muon(rate, *, b1, b2, eps, weight_decay):
 
 
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
+MOMENTA = {"float32": None, "bfloat16": jnp.bfloat16}  # None: as the parameters are
 
 
 def make_optimizer(
@@ -148,8 +159,15 @@ def make_optimizer(
   b2: float,
   eps: float,
   clip_norm: float | None,
+  clip_sigmas: float,
+  clip_decay: float,
+  momentum_dtype: str,
 ) -> optax.GradientTransformation:
-  """Clipping by the global norm (None: no clipping), then the named optimiser.
+  """Clipping by the global norm (None: no clipping) and by its history (see `clip_by_history`;
+  `clip_sigmas` 0: not), then the named optimiser.
+
+  `momentum_dtype` is of the first moments (AdamW's, Muon's momentum). Second moments stay float32:
+  bfloat16 has 8 bits, and an average that moves by 1-b2 of its size a step would stand still.
 
   Weight decay is decoupled, times the learning rate (Loshchilov & Hutter 2019, arXiv:1711.05101),
   and leaves biases, norms and single tokens alone, see `decay_mask`.
@@ -159,6 +177,10 @@ def make_optimizer(
   """
   if name not in OPTIMIZERS:
     raise BadInput(f"optim: name={name!r} is not one of {', '.join(OPTIMIZERS)}.")
+  if momentum_dtype not in MOMENTA:
+    raise BadInput(
+      f"optim: momentum_dtype={momentum_dtype!r} is not one of {', '.join(MOMENTA)}."
+    )
   if not 0 < lr < math.inf or not (clip_norm is None or 0 < clip_norm < math.inf):
     raise BadInput(f"optim: lr={lr}, clip_norm={clip_norm} must be positive.")
   if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps > 0 and 0 <= weight_decay < math.inf):
@@ -174,9 +196,11 @@ def make_optimizer(
     decay_steps=decay_steps,
     min_lr_ratio=min_lr_ratio,
   )
-  rule = OPTIMIZERS[name](rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+  settings = dict(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+  rule = OPTIMIZERS[name](rate, **settings, momentum_dtype=MOMENTA[momentum_dtype])
   clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-  return optax.chain(clip, rule)
+  history = [clip_by_history(clip_sigmas, clip_decay)] if clip_sigmas else []
+  return optax.chain(clip, *history, rule)
 
 
 def ema_update(ema, params, decay: float, step):

@@ -70,6 +70,7 @@ def test_widths_come_from_latents_and_text():
 def test_optimizer_keeps_the_decay_of_the_average_apart():
   settings = dict(name="adamw", lr=0.1, schedule="constant", warmup_steps=0, ema_decay=0.75)
   settings |= dict(decay_steps=0, min_lr_ratio=0.0, weight_decay=0.0, clip_norm=1.0)
+  settings |= dict(clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32")
   settings |= dict(b1=0.9, b2=0.9, eps=1e-8)
   config = ConfigDict(dict(optim=settings, total_steps=10))
   optimizer, decay = build.build_optimizer(config)

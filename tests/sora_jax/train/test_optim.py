@@ -3,15 +3,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from data_pipeline.errors import BadInput
+from sora_jax.train.clip import NormHistory
 from sora_jax.train.optim import advance, decay_mask, ema_update, make_optimizer, make_schedule
 from sora_jax.train.state import init_state
 
 RATE = dict(lr=1e-3, schedule="constant", warmup_steps=0, total_steps=0)
 RATE |= dict(decay_steps=0, min_lr_ratio=0.0)
 RULE = dict(name="adamw", weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=1.0)
+RULE |= dict(clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32")
 SETTINGS = RATE | RULE
 
 
@@ -123,6 +126,8 @@ def test_ema_is_the_weighted_sum():
     (dict(lr=0.0), "lr=0.0, .* must be positive"),
     (dict(lr=float("nan")), "lr=nan, .* must be positive"),
     (dict(clip_norm=float("inf")), "clip_norm=inf must be positive"),
+    (dict(clip_sigmas=-1.0), "clip_sigmas=-1.0 must be 0"),
+    (dict(momentum_dtype="float16"), "momentum_dtype='float16' is not one of float32, bfloat16"),
     (dict(b2=1.0), "b2=1.0 must lie in"),
     (dict(eps=0.0), "eps=0.0 above 0"),
     (dict(schedule="cosine", warmup_steps=50, total_steps=50), "does not fit into total_steps=50"),
@@ -145,3 +150,40 @@ def test_the_average_shares_no_buffer_with_the_parameters():
     assert ema.unsafe_buffer_pointer() != state.params["kernel"].unsafe_buffer_pointer()
     step(state._replace(params={"kernel": jnp.copy(params["kernel"])}))  # donates both
     assert ema.is_deleted()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_momentum_in_bfloat16_alone(name):
+  """First moments are halved, second ones and parameters stay float32; the path hardly changes."""
+  params = {"blocks": {"kernel": jnp.ones((2, 4, 6))}, "head": {"kernel": jnp.ones((4, 3))}}
+  target = jax.tree.map(lambda p: p + jnp.sin(jnp.arange(p.size)).reshape(p.shape), params)
+  loss = lambda p: sum(jnp.sum((p[k]["kernel"] - target[k]["kernel"]) ** 2) for k in p)  # noqa: E731
+  found, moments = {}, {}
+  for dtype in ("float32", "bfloat16"):
+    optimizer = make_optimizer(**SETTINGS | dict(name=name, lr=0.02, momentum_dtype=dtype))
+    step = jax.jit(
+      lambda p, s, o=optimizer: (lambda u: (optax.apply_updates(p, u[0]), u[1]))(
+        o.update(jax.grad(loss)(p), s, p)
+      )
+    )
+    now, state = params, optimizer.init(params)
+    for _ in range(40):
+      now, state = step(now, state)
+    found[dtype] = float(loss(now))
+    moments[dtype] = [str(x.dtype) for x in jax.tree.leaves(state) if x.ndim]
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(now))
+  assert set(moments["float32"]) == {"float32"}
+  assert sorted(moments["bfloat16"])[:3] == ["bfloat16", "bfloat16", "float32"]
+  first = float(loss(params))
+  assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.01 * first)
+  assert found["float32"] < 0.8 * first
+
+
+def test_clipping_by_history_is_part_of_the_state():
+  optimizer = make_optimizer(**SETTINGS | dict(clip_norm=None, clip_sigmas=3.0, clip_decay=0.5))
+  params = {"a": jnp.ones(3)}
+  state = optimizer.init(params)
+  for norm in (1.0, 1.0, 1.0, 100.0):
+    _, state = optimizer.update({"a": jnp.full(3, norm / 3**0.5)}, state, params)
+  (history,) = [part for part in state if isinstance(part, NormHistory)]
+  assert int(history.count) == 4 and float(history.mean) == pytest.approx(15 / 16, rel=1e-3)
