@@ -10,6 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 
+# Blocks of a stack in a row without a loop. In loops, XLA's CPU backend runs convolutions nine times
+# as slow (a step of the demo's VAE: 135 ms instead of 15).
+_UNROLLED = 4
+
+
 class Past:
   """The last frames that each causal convolution saw, listed in the order of the calls: arrays, or
   of a stack of layers a tuple of stacked ones.
@@ -141,7 +146,7 @@ class ResidualStack(nnx.Module):
       return nnx.merge(structure, parameters)(x, inner), tuple(inner.kept)
 
     before = None if past.frames is None else past.frames[len(past.kept)]
-    x, kept = jax.lax.scan(layer, x, (stacked, before))
+    x, kept = jax.lax.scan(layer, x, (stacked, before), unroll=_UNROLLED)
     past.kept.append(kept)
     return x
 
