@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-
-# Blocks of a stack in a row without a loop. In loops, XLA's CPU backend runs convolutions nine times
-# as slow (a step of the demo's VAE: 135 ms instead of 15).
+# Blocks of a stack in a row without a loop. In loops, XLA's CPU backend runs convolutions nine
+# times as slow (a step of the demo's VAE: 135 ms instead of 15).
 _UNROLLED = 4
 
 
