@@ -53,7 +53,10 @@ def _split(x: jax.Array, steps: int, ranks: int) -> jax.Array:
   """[b,...] to [steps, b/steps, ...]: every rank gives each microbatch rows that it holds."""
   rows = x.shape[0] // (steps * ranks)
   x = jnp.moveaxis(x.reshape(ranks, steps, rows, *x.shape[1:]), 1, 0)
-  return constrain(x.reshape(steps, ranks * rows, *x.shape[3:]), PartitionSpec(None, RANKS))
+  rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 3)  # slots stay where they are
+  return constrain(
+    x.reshape(steps, ranks * rows, *x.shape[3:]), PartitionSpec(None, RANKS, *rest)
+  )
 
 
 def weighted_average(values: Any, weights: jax.Array) -> jax.Array:
