@@ -15,7 +15,7 @@ import jax
 import pytest
 from flax import nnx
 
-from sora_jax import build
+from sora_jax.build.dit import dit_settings
 from sora_jax.models.dit import DiT
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_text_encoder
@@ -78,7 +78,7 @@ def test_parameters_of_the_debug_model(family):
   config = load(family, "debug")
   channels = nnx.eval_shape(lambda: make_codec(config.codec.to_dict(), seed=0)).latent_channels
   text = describe(load_text_encoder(config.codec_text, None))
-  settings = build.dit_settings(config, latent_channels=channels, text=text)
+  settings = dit_settings(config, latent_channels=channels, text=text)
   params = nnx.state(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
   compare(
     f"parameters_{family}_debug.txt",

@@ -1,4 +1,4 @@
-"""Attention backends by name. The choice is made once, in `build.py`."""
+"""Attention backends by name. The choice is made once, in `build`."""
 
 from data_pipeline.errors import BadInput
 from sora_jax.attention.xla import xla_segment_attention

@@ -9,7 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import BadInput
-from sora_jax import build
+from sora_jax.build.dit import DIT_SETTINGS, build_sampler, dit_settings
 from sora_jax.generate.pipeline import Pipeline
 from sora_jax.models.dit import DiT
 from sora_jax.models.frozen_vae import load_frozen_vae
@@ -40,7 +40,7 @@ def read_config(folder: Path) -> ConfigDict:
     raise BadInput(f"run: {path} is damaged ({error!r}). Copy the run again.") from error
   if model != "dit":
     raise BadInput(f"--workdir={folder} is a run of a {model}. Give the workdir of a DiT.")
-  lacking = [name for name in build.DIT_SETTINGS if name not in saved["model"]]
+  lacking = [name for name in DIT_SETTINGS if name not in saved["model"]]
   lacking += [name for name in ("data", "diffusion", "sample") if name not in saved]
   if lacking:
     raise BadInput(
@@ -69,10 +69,10 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
   vae = load_frozen_vae(folder / "frozen" / "vae")
   encoder = load_frozen_text_encoder(folder / "frozen" / "text")
   text = describe(encoder)
-  settings = build.dit_settings(config, latent_channels=vae.latent_channels, text=text)
+  settings = dit_settings(config, latent_channels=vae.latent_channels, text=text)
   source = str(folder) if step is None else f"{folder}@{step}"
   loaded, found = read_weights(source, weights)
   shapes = nnx.state(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
   params = replace_params(shapes, loaded, source)
-  sampler = build.build_sampler(config, jax.device_put(params), vae, text)
+  sampler = build_sampler(config, jax.device_put(params), vae, text)
   return Run(config, found, Pipeline(encoder, sampler, vae))

@@ -17,7 +17,9 @@ from data_pipeline import hashing
 from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.row import check_alike
-from sora_jax import build
+from sora_jax.build.dit import check_patch, dit_task
+from sora_jax.build.run import build_mesh, build_optimizer, build_schedule
+from sora_jax.build.vae import clips_of, vae_task
 from sora_jax.commands.data import make_world
 from sora_jax.commands.encode import encode_dataset
 from sora_jax.commands.options import make_folder, make_parser
@@ -81,14 +83,14 @@ def leaving_at_sigterm() -> Iterator[None]:
 def run_training(config, workdir: Path) -> dict:
   """Refuses what is no run; else trains in the workdir, which no other process uses meanwhile."""
   if config.model.name == "dit":
-    build.check_patch(config.model.patch)
+    check_patch(config.model.patch)
   elif config.model.name not in CODECS:
     raise BadInput(
       f"train: model.name={config.model.name!r} is not one of {['dit', *sorted(CODECS)]}."
     )
   check_ranges(json.loads(config.to_json()))
-  schedule, mesh = build.build_schedule(config), build.build_mesh(config)
-  build.build_optimizer(config)  # refuses before data is made
+  schedule, mesh = build_schedule(config), build_mesh(config)
+  build_optimizer(config)  # refuses before data is made
   with lock(workdir):
     return train_locked(config, workdir, schedule, mesh)
 
@@ -107,9 +109,9 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
     keep_frozen(datasets[0], text, workdir)
   with jax.set_mesh(mesh):
     task = (
-      build.dit_task(config, datasets, mesh)
+      dit_task(config, datasets, mesh)
       if is_dit
-      else build.vae_task(config, datasets[0], mesh)
+      else vae_task(config, datasets[0], mesh)
     )
     state, progress = train(
       task,
@@ -163,7 +165,7 @@ def choose_rows(clips: Dataset) -> list[int]:
 
 def training_windows(config, clips: Dataset) -> Iterator[np.ndarray]:
   """The first STATISTICS_CLIPS windows that a VAE is trained on, [F,H,W,3]: all of one shape."""
-  batches = build.clips_of(config, clips, None)
+  batches = clips_of(config, clips, None)
   try:
     windows = (window for batch in batches for window in batch["video"])
     yield from itertools.islice(windows, STATISTICS_CLIPS)

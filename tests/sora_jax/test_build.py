@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import BadInput
 from experiments import demo
-from sora_jax import build
+from sora_jax.build.dit import check_patch, check_prediction, dit_settings, dit_task, flop_settings
+from sora_jax.build.run import build_gradient, build_optimizer, build_schedule
+from sora_jax.build.vae import clip_cost, vae_task
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_text_encoder
 from sora_jax.train.session import Schedule
@@ -17,7 +19,7 @@ from sora_jax.train.session import Schedule
 @pytest.mark.parametrize("patch", [(2,), (1, 2), (1, 2, 2, 2), (0, 2, 2), (1, -2, 2)])
 def test_refuses_a_patch_without_three_sides(patch):
   with pytest.raises(BadInput, match=r"model.patch=.* is not \(frames, rows, columns\)"):
-    build.check_patch(patch)
+    check_patch(patch)
 
 
 def schedule(**changes):
@@ -25,7 +27,7 @@ def schedule(**changes):
   config = ConfigDict(dict(total_steps=3, keep=dict(checkpoints=4, period_steps=5)))
   config.every = every | {key: value for key, value in changes.items() if key in every}
   config.total_steps = changes.get("total_steps", 3)
-  return build.build_schedule(config)
+  return build_schedule(config)
 
 
 def test_schedule():
@@ -40,7 +42,7 @@ def test_schedule():
 def test_refuses_widths_of_a_vae_on_several_devices():
   mesh = SimpleNamespace(shape=dict(tensor=2))
   with pytest.raises(BadInput, match="tensor=2 is not for a VAE, which has no heads"):
-    build.vae_task(demo.get_config("vae"), None, mesh)
+    vae_task(demo.get_config("vae"), None, mesh)
 
 
 @pytest.mark.parametrize("steps", [0, 3, 8])
@@ -48,12 +50,12 @@ def test_refuses_microbatches_that_do_not_divide(steps):
   config = ConfigDict(dict(accumulate_steps=steps, data=dict(rows=8)))
   mesh = SimpleNamespace(shape=dict(data=2, fsdp=1))
   with pytest.raises(BadInput, match=f"accumulate_steps={steps} times 2 ranks .* data.rows=8"):
-    build.build_gradient(config, mesh, None, None)
+    build_gradient(config, mesh, None, None)
 
 
 def test_refuses_a_prediction_that_no_network_makes():
   with pytest.raises(BadInput, match="prediction='noise' is not one of"):
-    build.check_prediction(ConfigDict(dict(model=dict(prediction="noise"))))
+    check_prediction(ConfigDict(dict(model=dict(prediction="noise"))))
 
 
 def test_widths_come_from_latents_and_text():
@@ -61,10 +63,10 @@ def test_widths_come_from_latents_and_text():
   model |= dict(pooled_caption=True, zero_init=True, patch=(2, 3, 1))
   config = ConfigDict(dict(model=model))
   text = describe(load_text_encoder("bytes", None))
-  settings = build.dit_settings(config, latent_channels=5, text=text)
+  settings = dit_settings(config, latent_channels=5, text=text)
   assert settings["patch_dim"] == 5 * 2 * 3 * 1 and settings["state_width"] == text["width"] == 0
   assert settings["vocabulary"] == text["vocabulary"] and "patch" not in settings
-  assert build.flop_settings(settings)["hidden"] == 256
+  assert flop_settings(settings)["hidden"] == 256
 
 
 def test_optimizer_keeps_the_decay_of_the_average_apart():
@@ -73,18 +75,18 @@ def test_optimizer_keeps_the_decay_of_the_average_apart():
   settings |= dict(clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32")
   settings |= dict(b1=0.9, b2=0.9, eps=1e-8)
   config = ConfigDict(dict(optim=settings, total_steps=10))
-  optimizer, decay = build.build_optimizer(config)
+  optimizer, decay = build_optimizer(config)
   assert decay == 0.75 and hasattr(optimizer, "update")
   config.optim.name = "sgd"
   with pytest.raises(BadInput, match="name='sgd'"):
-    build.build_optimizer(config)
+    build_optimizer(config)
 
 
 def test_cost_of_a_clip():
   """Three passes, each at least its projections into and out of 24 latents."""
   codec = dict(name="vae", widths=(16,), blocks=(1,), strides=((4, 8),), taps=2)
   codec |= dict(latent_channels=4, dtype="float32")
-  cost = build.clip_cost(codec, ConfigDict(dict(frames=9, height=32, width=16)))
+  cost = clip_cost(codec, ConfigDict(dict(frames=9, height=32, width=16)))
   assert cost["tokens_per_clip"] == 24
   projections = 2 * 24 * (4 * 8 * 8 * 3) * 16 * 2
   assert 3 * projections < cost["flops_per_clip"] < 30 * projections
@@ -98,4 +100,4 @@ def test_refuses_captions_whose_states_are_not_there():
   dataset.state_width = lambda name: None
   config = demo.get_config("dit")
   with pytest.raises(BadInput, match="lat has captions but no states of its encoder minilm"):
-    build.dit_task(config, [dataset], None)
+    dit_task(config, [dataset], None)

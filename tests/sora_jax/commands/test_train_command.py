@@ -14,6 +14,7 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
 from data_pipeline.writer import DatasetWriter
+from sora_jax.build.vae import clips_of
 from sora_jax.commands import train as train_command
 from sora_jax.commands.encode import encode_dataset
 from sora_jax.commands.train import export_vae, keep_frozen, measure_statistics, training_windows
@@ -105,7 +106,7 @@ def test_statistics_are_of_windows_whatever_the_clips_sizes(clips, tmp_path, mon
   expected = latent_statistics([found.posterior(windows)])
   np.testing.assert_allclose(found.mean, expected["mean"], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(found.std, expected["std"], rtol=1e-4)
-  first = next(train_command.build.clips_of(CONFIG, clips, None))["video"]
+  first = next(clips_of(CONFIG, clips, None))["video"]
   np.testing.assert_array_equal(windows[:7], first)  # the same ones in every session
 
 

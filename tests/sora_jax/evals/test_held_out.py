@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import BadInput
 from data_pipeline.tokens import Segment, pack_row, patchify, stack_rows
-from sora_jax import build
 from sora_jax.attention.registry import segment_attention
+from sora_jax.build.evaluation import check_held_out, first_batches
+from sora_jax.build.run import build_schedule
 from sora_jax.diffusion.noise import token_normal
 from sora_jax.evals.held_out import TIMES, make_held_out_loss, make_reconstruction_score
 from sora_jax.models.dit import DiT
@@ -189,7 +190,7 @@ class Loader:
 @pytest.mark.parametrize(("count", "expected"), [(2, [1, 2]), (9, [1, 2, 3])])
 def test_evaluates_on_one_epoch_at_most_and_ends_the_readers(count, expected):
   loader = Loader()
-  assert build.first_batches(loader, count, lambda batch: batch) == expected
+  assert first_batches(loader, count, lambda batch: batch) == expected
   assert loader.closed
 
 
@@ -211,11 +212,11 @@ class Clips:
 def test_refuses_to_evaluate_on_nothing(held_out, batches, text):
   config = ConfigDict(dict(every=dict(evaluate_steps=5), evaluate=dict(batches=batches)))
   with pytest.raises(BadInput, match=text):
-    build.check_held_out(config, [Clips(held_out)])  # pyright: ignore[reportArgumentType]
+    check_held_out(config, [Clips(held_out)])  # pyright: ignore[reportArgumentType]
 
 
 def test_refuses_to_keep_no_checkpoint():
   every = dict(log_steps=1, checkpoint_steps=1, evaluate_steps=0)
   keep = dict(checkpoints=0, period_steps=0)
   with pytest.raises(BadInput, match="keep.checkpoints=0 would keep none"):
-    build.build_schedule(ConfigDict(dict(total_steps=1, every=every, keep=keep)))
+    build_schedule(ConfigDict(dict(total_steps=1, every=every, keep=keep)))

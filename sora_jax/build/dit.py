@@ -1,0 +1,186 @@
+"""Text-to-video training and sampling: the DiT, its loss, its loader."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+from flax import nnx
+
+from data_pipeline import packing
+from data_pipeline.dataset import Dataset, choose_tokenizer
+from data_pipeline.errors import BadInput
+from data_pipeline.loader import latent_batches
+from sora_jax.attention.registry import segment_attention
+from sora_jax.attention.ulysses import over_mesh
+from sora_jax.build.evaluation import check_held_out, first_batches
+from sora_jax.build.run import build_gradient, build_optimizer, build_rate
+from sora_jax.diffusion.time import make_density, make_weighting
+from sora_jax.evals.held_out import make_held_out_loss
+from sora_jax.generate.sample import Sampler
+from sora_jax.models.dit import RULES as DIT_RULES
+from sora_jax.models.dit import DiT
+from sora_jax.models.frozen_vae import FrozenVAE
+from sora_jax.nn.block import mlp_hidden
+from sora_jax.parallel.mesh import host_share
+from sora_jax.parallel.place import make_put
+from sora_jax.train.dit_loss import make_dit_loss, merge_by_time
+from sora_jax.train.flops import count_packed
+from sora_jax.train.loop import Hook
+from sora_jax.train.session import Task
+
+# Of `config.model`, what `DiT` is built with as it stands.
+DIT_SETTINGS = (
+  "width",
+  "depth",
+  "heads",
+  "mlp",
+  "mlp_ratio",
+  "pooled_caption",
+  "dtype",
+  "zero_init",
+)
+MIX_SETTINGS = ("weights", "caption_weights", "skip_steps")  # of `config.data`, how clips are drawn
+
+
+def check_patch(patch):
+  """Raises BadInput for a patch that is not three positive sides."""
+  if len(patch) != 3 or min(patch) < 1:
+    raise BadInput(f"config: model.patch={tuple(patch)} is not (frames, rows, columns), each >= 1.")
+
+
+def check_prediction(config):
+  """Raises BadInput for what a network cannot predict."""
+  if config.model.prediction not in ("clean", "velocity"):
+    raise BadInput(
+      f"dit: prediction={config.model.prediction!r} is not one of ['clean', 'velocity']."
+    )
+
+
+def dit_settings(config, *, latent_channels: int, text: dict) -> dict:
+  """Arguments of `DiT` that config, VAE and text encoder decide together."""
+  pt, ph, pw = config.model.patch
+  return dict(
+    {name: config.model[name] for name in DIT_SETTINGS},
+    patch_dim=latent_channels * pt * ph * pw,
+    state_width=text["width"],
+    vocabulary=text["vocabulary"],
+  )
+
+
+def dit_structure(settings: dict):
+  """Graph of a DiT, without its parameters."""
+  return nnx.graphdef(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
+
+
+def flop_settings(settings: dict) -> dict:
+  """Arguments of `dit_forward_flops`."""
+  names = ("width", "depth", "patch_dim", "state_width")
+  hidden = mlp_hidden(settings["width"], settings["mlp_ratio"], settings["mlp"])
+  return dict(
+    {name: settings[name] for name in names},
+    hidden=hidden,
+    gated=settings["mlp"] == "swiglu",
+    pooled=settings["pooled_caption"],
+  )
+
+
+def loss_settings(config, mesh) -> dict:
+  """What loss and held-out loss share."""
+  attend = segment_attention(config.model.attention_backend)
+  return dict(
+    prediction=config.model.prediction,
+    t_min=config.diffusion.t_min,
+    seed=config.seed,
+    attend=over_mesh(attend, mesh, heads=config.model.heads),
+    remat=config.model.remat,
+  )
+
+
+def packed_batches(config, datasets, cursor, *, share, split: str, dropout, given, **mix):
+  """The loader of `config.data` on a split; `mix` are settings of the mixture.
+
+  `share` is (rank, ranks) of this process.
+  """
+  names = ("slots", "caption_slots", "segments", "rows", "text", "window_clips")
+  names += ("threads", "prefetch")
+  return latent_batches(
+    datasets,
+    split=split,
+    seed=config.seed,
+    patch=tuple(config.model.patch),
+    cost=packing.cost_of(config.model.width),
+    rank=share[0],
+    ranks=share[1],
+    caption_dropout=dropout,
+    given_first_frame=given,
+    cursor=cursor,
+    **{name: config.data[name] for name in names},
+    **mix,
+  )
+
+
+def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
+  """Text-to-video training on a latent dataset, or on several mixed by weight."""
+  check_prediction(config)
+  dataset = datasets[0]  # one VAE and one text encoder made them all: the loader checks it
+  name = choose_tokenizer(datasets, config.data.text)
+  text, latent_channels = dataset.meta["texts"][name], cast(int, dataset.latent_channels)
+  for each in datasets:
+    if text["width"] and not each.state_width(name) and each.index["caption_offsets"][-1]:
+      raise BadInput(
+        f"train: {each.path} has captions but no states of its encoder {name}, which the model"
+        " reads. Encode it again (sora encode), with its states, or set data.text to an encoder"
+        " without any (bytes)."
+      )
+  settings = dit_settings(config, latent_channels=latent_channels, text=text)
+  structure, shared = dit_structure(settings), loss_settings(config, mesh)
+  optimizer, ema_decay = build_optimizer(config)
+  density = make_density(**config.diffusion.density)
+  weighting = make_weighting(**config.diffusion.weighting)
+  share, hooks = host_share(mesh), []
+  if config.every.evaluate_steps:
+    kept_out = check_held_out(config, datasets)
+    held_out = packed_batches(
+      config, kept_out, None, share=share, split="held_out", dropout=0.0, given=0.0
+    )
+    kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
+    score = make_held_out_loss(structure, kept, **shared)
+    hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
+  return Task(
+    init=lambda: nnx.state(DiT(**settings, rngs=nnx.Rngs(config.seed))),
+    gradient=build_gradient(
+      config, mesh, make_dit_loss(structure, density, weighting, **shared), merge_by_time
+    ),
+    optimizer=optimizer,
+    ema_decay=ema_decay,
+    rules=DIT_RULES,
+    batches=lambda cursor: packed_batches(
+      config,
+      datasets,
+      cursor,
+      share=share,
+      split="train",
+      dropout=config.data.caption_dropout,
+      given=config.data.given_first_frame,
+      **{name: config.data[name] for name in MIX_SETTINGS},
+    ),
+    count=partial(count_packed, **flop_settings(settings)),
+    hooks=hooks,
+    dataset_fingerprint=" ".join(each.fingerprint for each in datasets),
+    rate=build_rate(config),
+  )
+
+
+def build_sampler(config, params, vae: FrozenVAE, text: dict) -> Sampler:
+  """Sampler of a trained DiT."""
+  structure = dit_structure(dit_settings(config, latent_channels=vae.latent_channels, text=text))
+  return Sampler(
+    structure,
+    params,
+    patch=config.model.patch,
+    latent_channels=vae.latent_channels,
+    state_width=text["width"],
+    prediction=config.model.prediction,
+    t_min=config.diffusion.t_min,
+    attend=segment_attention(config.model.attention_backend),
+  )

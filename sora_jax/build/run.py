@@ -1,0 +1,55 @@
+"""What every run has, whatever it trains: mesh, schedule, optimiser, microbatches."""
+
+from data_pipeline.errors import BadInput
+from sora_jax.parallel.mesh import make_mesh, mesh_ranks
+from sora_jax.train.accumulate import make_gradient
+from sora_jax.train.optim import make_optimizer, make_schedule
+from sora_jax.train.session import Schedule
+
+
+def build_mesh(config):
+  """The device mesh of `config.mesh`."""
+  return make_mesh(**config.mesh)
+
+
+def build_schedule(config) -> Schedule:
+  """Lengths and intervals of a run. Raises BadInput for one that is not positive."""
+  for name, value in (("total_steps", config.total_steps), *config.every.items()):
+    if value < (name != "evaluate_steps"):  # 0 switches evaluation off
+      raise BadInput(f"config: {name}={value} must be positive.")
+  if config.keep.checkpoints < 1:
+    raise BadInput(
+      f"config: keep.checkpoints={config.keep.checkpoints} would keep none. Set it to 1 or more."
+    )
+  return Schedule(
+    config.total_steps,
+    config.every.log_steps,
+    config.every.checkpoint_steps,
+    config.keep.checkpoints,
+    config.keep.period_steps,
+  )
+
+
+def build_optimizer(config):
+  """The optax transformation and the decay of the parameters' average."""
+  settings = config.optim.to_dict()
+  ema_decay = settings.pop("ema_decay")
+  return make_optimizer(**settings, total_steps=config.total_steps), ema_decay
+
+
+def build_rate(config):
+  """The learning rate as a function of the steps done."""
+  names = ("lr", "schedule", "warmup_steps", "decay_steps", "min_lr_ratio")
+  settings = {name: config.optim[name] for name in names}
+  return make_schedule(**settings, total_steps=config.total_steps)
+
+
+def build_gradient(config, mesh, loss, merge):
+  """The gradient of a loss in the config's microbatches; `merge` puts their metrics together."""
+  steps, ranks, rows = config.accumulate_steps, mesh_ranks(mesh), config.data.rows
+  if steps < 1 or rows % (steps * ranks):
+    raise BadInput(
+      f"config: accumulate_steps={steps} times {ranks} ranks (mesh.data * mesh.fsdp) does not"
+      f" divide data.rows={rows}. Each rank gives every microbatch the same number of rows."
+    )
+  return make_gradient(loss, merge, steps=steps, ranks=ranks)
