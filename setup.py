@@ -48,7 +48,9 @@ DATA = [
   "rapidocr",
   "scenedetect-headless",
 ]
+# tokamax needs a whole tracing stack beside it on later Pythons: its tests run on 3.11.
 TEST = [*DATA, "hypothesis", "ImageHash", "imageio-ffmpeg", "pytest", "pytest-xdist", "scipy"]
+TEST += ['tokamax ; python_version < "3.12"']
 DEV = [*TEST, "pyright[nodejs]", "ruff"]
 
 setup(
@@ -64,6 +66,7 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "hopper": ["jax[cuda13]", "tokamax"],
     "data": DATA,
     "test": TEST,
     "bench": ["torch"],

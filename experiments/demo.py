@@ -86,7 +86,7 @@ def dit() -> ConfigDict:
     dtype="float32",
     prediction="clean",
     zero_init=True,
-    attention_backend="xla",
+    attention_backend="auto",
     remat="none",
   )
   c.diffusion = dict(

@@ -155,7 +155,7 @@ def dit(gpu: bool = False) -> ConfigDict:
     dtype="float32",
     prediction="clean",
     zero_init=True,
-    attention_backend="xla",
+    attention_backend="auto",
     remat="none",
   )
   c.diffusion = dict(

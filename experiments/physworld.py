@@ -89,7 +89,7 @@ def dit() -> ConfigDict:
     dtype="bfloat16",
     prediction="clean",
     zero_init=True,
-    attention_backend="xla",
+    attention_backend="auto",
     remat="block",
   )
   c.diffusion = dict(

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from sora_jax.attention.saved import ATTENDED
 from sora_jax.typed import Array, Float, Int, typed
 
 _MASKED = -1e30  # finite: exp underflows to exactly 0, and a row without any key leaves no NaN
@@ -27,4 +29,4 @@ def xla_segment_attention(
   same = segment[:, None, :, None] == segment[:, None, None, :]
   scores = jnp.where(same, scores * q.shape[-1] ** -0.5, _MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+  return checkpoint_name(jnp.einsum("bhqk,bkhd->bqhd", weights, v), ATTENDED)

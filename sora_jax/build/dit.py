@@ -10,8 +10,7 @@ from data_pipeline import packing
 from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.loader import latent_batches
-from sora_jax.attention.registry import segment_attention
-from sora_jax.attention.ulysses import over_mesh
+from sora_jax.build.attention import build_attention, sampling_attention
 from sora_jax.build.evaluation import check_held_out, first_batches
 from sora_jax.build.run import build_gradient, build_optimizer, build_rate
 from sora_jax.diffusion.time import make_density, make_weighting
@@ -86,12 +85,11 @@ def flop_settings(settings: dict) -> dict:
 
 def loss_settings(config, mesh) -> dict:
   """What loss and held-out loss share."""
-  attend = segment_attention(config.model.attention_backend)
   return dict(
     prediction=config.model.prediction,
     t_min=config.diffusion.t_min,
     seed=config.seed,
-    attend=over_mesh(attend, mesh, heads=config.model.heads),
+    attend=build_attention(config, mesh),
     remat=config.model.remat,
   )
 
@@ -182,5 +180,5 @@ def build_sampler(config, params, vae: FrozenVAE, text: dict) -> Sampler:
     state_width=text["width"],
     prediction=config.model.prediction,
     t_min=config.diffusion.t_min,
-    attend=segment_attention(config.model.attention_backend),
+    attend=sampling_attention(),
   )

@@ -17,6 +17,7 @@ from data_pipeline import hashing
 from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.row import check_alike
+from sora_jax.build.attention import attention_backend, build_attention
 from sora_jax.build.dit import check_patch, dit_task
 from sora_jax.build.run import build_mesh, build_optimizer, build_schedule
 from sora_jax.build.vae import clips_of, vae_task
@@ -90,7 +91,10 @@ def run_training(config, workdir: Path) -> dict:
     )
   check_ranges(json.loads(config.to_json()))
   schedule, mesh = build_schedule(config), build_mesh(config)
-  build_optimizer(config)  # refuses before data is made
+  # These refuse before data is made.
+  build_optimizer(config)
+  if config.model.name == "dit":
+    build_attention(config, mesh)
   with lock(workdir):
     return train_locked(config, workdir, schedule, mesh)
 
@@ -113,6 +117,7 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
       if is_dit
       else vae_task(config, datasets[0], mesh)
     )
+    say(describe_devices(config, mesh))
     state, progress = train(
       task,
       workdir,
@@ -130,6 +135,14 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
     "tokens_seen": progress.tokens_seen,
     "clips_seen": progress.clips_seen,
   }
+
+
+def describe_devices(config, mesh) -> str:
+  """What a session runs on, as its first line says."""
+  kernel = f", {attention_backend(config, mesh)} attention" if config.model.name == "dit" else ""
+  axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+  kind = mesh.devices.flat[0].device_kind
+  return f"train: on {mesh.size} x {kind}{f' ({axes})' if axes else ''}{kernel}"
 
 
 def open_data(config, workdir: Path, *, kind: str) -> list[Dataset]:

@@ -10,10 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from data_pipeline.errors import BadInput
+from sora_jax.models.remat import BLOCK_INPUT, rematerialised
 from sora_jax.nn.block import Block, modulate
 from sora_jax.nn.embed import EXACT, CaptionEmbedding, CaptionPool, LevelEmbedding
 from sora_jax.nn.gather import gather_rows
-from sora_jax.nn.remat import BLOCK_INPUT, rematerialised
 from sora_jax.nn.rope import fourier_features, rotary_angles
 from sora_jax.parallel.place import ROWS, SLOTS, constrain
 from sora_jax.typed import Array, Float, typed
@@ -103,7 +103,7 @@ class DiT(nnx.Module):
       batch: a packed row batch (docs/architecture.md): text_ids, text_states, text_index, position,
         segment and level_index are read.
       attend: `segment_attention` of a backend.
-      remat: what the backward pass recomputes, see `sora_jax.nn.remat`.
+      remat: what the backward pass recomputes, see `sora_jax.models.remat`.
     Returns:
       The prediction (clean patch or velocity, as trained), float32; undefined in caption slots.
     """

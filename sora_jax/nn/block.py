@@ -5,11 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from data_pipeline.errors import BadInput
 from sora_jax.nn.gather import gather_rows
-from sora_jax.nn.remat import ATTENDED
 from sora_jax.nn.rope import rotate
 
 
@@ -43,7 +41,7 @@ class Attention(nnx.Module):
     q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
     q = rotate(self.norm_q(q), angles).astype(v.dtype)
     k = rotate(self.norm_k(k), angles).astype(v.dtype)
-    return self.out(checkpoint_name(attend(q, k, v), ATTENDED))
+    return self.out(attend(q, k, v))
 
 
 def mlp_hidden(width: int, ratio: float, kind: str) -> int:

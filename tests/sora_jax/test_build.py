@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import BadInput
 from experiments import demo
+from sora_jax.build.attention import attention_backend
 from sora_jax.build.dit import check_patch, check_prediction, dit_settings, dit_task, flop_settings
 from sora_jax.build.run import build_gradient, build_optimizer, build_schedule
 from sora_jax.build.vae import clip_cost, vae_task
@@ -51,6 +52,26 @@ def test_refuses_microbatches_that_do_not_divide(steps):
   mesh = SimpleNamespace(shape=dict(data=2, fsdp=1))
   with pytest.raises(BadInput, match=f"accumulate_steps={steps} times 2 ranks .* data.rows=8"):
     build_gradient(config, mesh, None, None)
+
+
+def attending(**changes):
+  """A config's attention, and a mesh of made-up devices."""
+  config = demo.get_config("dit").copy_and_resolve_references()
+  config.unlock()
+  config.model.update({key: value for key, value in changes.items() if key in config.model})
+  config.data.slots = changes.get("slots", 1024)
+  device = SimpleNamespace(platform=changes.get("platform", "cpu"))
+  return attention_backend(config, SimpleNamespace(devices=np.array([device])))
+
+
+def test_the_attention_of_a_config():
+  assert attending() == "xla"
+  assert attending(platform="tpu", slots=600_000) == "splash"
+  assert attending(platform="gpu", attention_backend="tokamax", dtype="bfloat16") == "tokamax"
+  with pytest.raises(BadInput, match="data.slots=700000 is above the 655360 of splash"):
+    attending(platform="tpu", slots=700_000)
+  with pytest.raises(BadInput, match="'tokamax' takes bfloat16, and model.dtype=float32"):
+    attending(platform="gpu", attention_backend="tokamax", dtype="float32")
 
 
 def test_refuses_a_prediction_that_no_network_makes():

@@ -41,6 +41,7 @@ MESHES = {
 }
 
 
+KERNELS = {"splash": [(1, 2, 2, 2)], "triton": [(2, 1, 4, 1)]}  # in the interpreter, which is slow
 ACCUMULATED = [(1, 1, 1, 1, 4), (1, 1, 1, 1, 8), (2, 2, 2, 1, 2)]  # the last is microbatches
 
 
@@ -89,9 +90,14 @@ def make_dit(attend_on):
   return params, make, packed_batch(), dit.RULES, merge_by_time
 
 
-def attend_on(mesh):
-  attend = segment_attention("xla")
+def attend_on(mesh, backend="xla"):
+  attend = segment_attention(backend, interpret=backend in KERNELS)
   return attend if mesh is None else over_mesh(attend, mesh, heads=HEADS)
+
+
+def kernel_on(backend: str):
+  """A Pallas kernel on the devices of a mesh; on one device, plain XLA."""
+  return lambda mesh: attend_on(None) if mesh is None else attend_on(mesh, backend)
 
 
 def mutant(attend):
@@ -189,6 +195,8 @@ if __name__ == "__main__":
   report["accumulated"] = compare(make(attend_on), ACCUMULATED)
   for name, attend in MUTANTS.items() if what == "dit" else ():
     report[name] = compare(make(mutant(attend)), [(1, 1, 2, 1)])
+  for name, meshes in KERNELS.items() if what == "dit" else ():
+    report[name] = compare(make(kernel_on(name)), meshes)
   if what == "dit":
     report["mean_of_means"] = compare(mean_of_means(make(attend_on)), [(1, 1, 1, 1, 4)])
   print(json.dumps(report))

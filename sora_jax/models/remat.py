@@ -3,7 +3,7 @@
 | policy | kept of each block | recomputed |
 |---|---|---|
 | none | everything | nothing |
-| attention | its input and attention's output | all but attention |
+| attention | its input, attention's output and log-sum-exp | all but attention |
 | block | its input | the whole block |
 | offload | its input, in the host's memory | the whole block |
 
@@ -16,8 +16,8 @@ from typing import Any
 import jax
 
 from data_pipeline.errors import BadInput
+from sora_jax.attention.saved import ATTENDED
 
-ATTENDED = "attended"  # name of attention's output
 BLOCK_INPUT = "block_input"  # name of a block's input
 
 _policies = jax.checkpoint_policies

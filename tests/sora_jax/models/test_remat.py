@@ -8,7 +8,8 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 from data_pipeline.errors import BadInput
-from sora_jax.nn.remat import ATTENDED, BLOCK_INPUT, REMAT, rematerialised
+from sora_jax.attention.saved import ATTENDED
+from sora_jax.models.remat import BLOCK_INPUT, REMAT, rematerialised
 
 
 def layer(x, w):
