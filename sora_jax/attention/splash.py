@@ -56,7 +56,8 @@ def splash_segment_attention(
   """
   slots = q.shape[1]
   check_slots(slots)
-  blocks = LONG_BLOCKS if slots > LONG_ROW else (choose_block(slots, BLOCKS),) * 2
+  block = choose_block(slots, BLOCKS)
+  blocks = LONG_BLOCKS if slots > LONG_ROW else (block, block)
   multiple = math.lcm(*blocks)
   q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
   q, k, v = (jnp.swapaxes(pad_slots(x, multiple), 1, 2) for x in (q, k, v))  # [b,heads,n,head_dim]
