@@ -26,11 +26,12 @@ class Backend(NamedTuple):
 
 BACKENDS = {
   "xla": Backend(),
+  "blocked": Backend(),
   "splash": Backend(("tpu",), interpreted=True),
   "triton": Backend(("gpu", "cuda"), interpreted=True),
   "tokamax": Backend(("gpu", "cuda"), needs="tokamax"),
 }
-AUTO = {"tpu": "splash", "gpu": "triton", "cuda": "triton"}  # elsewhere xla
+AUTO = {"tpu": "splash", "gpu": "triton", "cuda": "triton"}  # elsewhere blocked
 
 
 def choose_backend(name: str, platform: str) -> str:
@@ -40,7 +41,7 @@ def choose_backend(name: str, platform: str) -> str:
     BadInput: no backend of that name, or not on this platform.
   """
   if name == "auto":
-    return AUTO.get(platform, "xla")
+    return AUTO.get(platform, "blocked")
   if name not in BACKENDS:
     raise BadInput(
       f"attention: backend={name!r} is not one of {['auto', *sorted(BACKENDS)]}. Change"

@@ -65,7 +65,7 @@ def attending(**changes):
 
 
 def test_the_attention_of_a_config():
-  assert attending() == "xla"
+  assert attending() == "blocked"
   assert attending(platform="tpu", slots=600_000) == "splash"
   assert attending(platform="gpu", attention_backend="tokamax", dtype="bfloat16") == "tokamax"
   with pytest.raises(BadInput, match="data.slots=700000 is above the 655360 of splash"):
