@@ -12,7 +12,7 @@ def base(total_steps: int) -> ConfigDict:
   c.mesh = dict(data=-1, fsdp=1, context=1, tensor=1, slices=0)
   c.accumulate_steps = 1  # microbatches that a step's rows are computed in, one after the other
   c.init_from = ""  # "RUN@STEP" or "RUN" starts a stage from another run's weights
-  c.init_weights = "ema"  # or "params"
+  c.init_weights = "ema"  # or "params", or "ema:0.9999" of more_ema_decays
   c.every = dict(log_steps=10, checkpoint_steps=500, evaluate_steps=500)
   c.keep = dict(checkpoints=3, period_steps=0)  # the newest ones, and one each period for good
   return c
@@ -48,6 +48,7 @@ def optimizer(lr: float, warmup_steps: int, **changes) -> dict:
     clip_sigmas=0.0,  # above 0: also clips at so many deviations above the mean of the norms
     clip_decay=0.99,
     momentum_dtype="float32",  # or bfloat16: of the first moments
-    ema_decay=0.999,
+    ema_decay=0.999,  # of the average that is evaluated, sampled and exported
+    more_ema_decays=(),  # of further ones that checkpoints keep: --weights=ema:0.9999
   )
   return {**settings, **changes}

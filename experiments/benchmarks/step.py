@@ -81,10 +81,10 @@ def make_ours(config, mesh, settings: dict, batch: dict) -> Ours:
   density = make_density(**config.diffusion.density)
   weighting = make_weighting(**config.diffusion.weighting)
   loss = make_dit_loss(structure, density, weighting, **loss_settings(config, mesh))
-  optimizer, decay = build_optimizer(config)
+  optimizer, decay, more = build_optimizer(config)
   gradient = build_gradient(config, mesh, loss, merge_by_time)
   init = lambda: init_state(  # noqa: E731
-    nnx.state(DiT(**model, rngs=nnx.Rngs(config.seed))), optimizer
+    nnx.state(DiT(**model, rngs=nnx.Rngs(config.seed))), optimizer, more
   )
   places = state_shardings(jax.eval_shape(init), RULES, mesh)
   step = jax.jit(

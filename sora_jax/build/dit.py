@@ -132,7 +132,7 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
       )
   settings = dit_settings(config, latent_channels=latent_channels, text=text)
   structure, shared = dit_structure(settings), loss_settings(config, mesh)
-  optimizer, ema_decay = build_optimizer(config)
+  optimizer, ema_decay, more_decays = build_optimizer(config)
   density = make_density(**config.diffusion.density)
   weighting = make_weighting(**config.diffusion.weighting)
   share, hooks = host_share(mesh), []
@@ -166,6 +166,7 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
     hooks=hooks,
     dataset_fingerprint=" ".join(each.fingerprint for each in datasets),
     rate=build_rate(config),
+    more_decays=more_decays,
   )
 
 

@@ -31,10 +31,18 @@ def build_schedule(config) -> Schedule:
 
 
 def build_optimizer(config):
-  """The optax transformation and the decay of the parameters' average."""
+  """The optax transformation, the decay of the parameters' average, and those of further ones.
+
+  Raises:
+    BadInput: as `make_optimizer`; a decay that is none, or twice the same.
+  """
   settings = config.optim.to_dict()
-  ema_decay = settings.pop("ema_decay")
-  return make_optimizer(**settings, total_steps=config.total_steps), ema_decay
+  ema_decay, more = settings.pop("ema_decay"), tuple(settings.pop("more_ema_decays"))
+  if len({ema_decay, *more}) <= len(more) or not all(0 <= decay <= 1 for decay in more):
+    raise BadInput(
+      f"optim: more_ema_decays={more} beside ema_decay={ema_decay} must differ, and lie in [0, 1]."
+    )
+  return make_optimizer(**settings, total_steps=config.total_steps), ema_decay, more
 
 
 def build_rate(config):

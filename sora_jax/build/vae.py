@@ -33,7 +33,7 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
   structure = nnx.graphdef(nnx.eval_shape(lambda: make_codec(codec, seed=0)))
   terms = dict(kl_weight=config.loss.kl_weight, terms=config.loss.terms.to_dict())
   loss = make_vae_loss(structure, seed=config.seed, **terms)
-  optimizer, ema_decay = build_optimizer(config)
+  optimizer, ema_decay, more_decays = build_optimizer(config)
   batches = partial(clips_of, config, dataset, share=host_share(mesh))
   hooks = []
   if config.every.evaluate_steps:
@@ -53,6 +53,7 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
     hooks=hooks,
     dataset_fingerprint=dataset.fingerprint,
     rate=build_rate(config),
+    more_decays=more_decays,
   )
 
 

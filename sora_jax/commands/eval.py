@@ -43,7 +43,7 @@ def parser():
   p.add_argument("--samples", type=int, default=96, help="of each group (default 96)")
   p.add_argument("--out", help="folder for videos and scores; default: WORKDIR/eval/SUITE-STEP")
   p.add_argument("--step", type=int, help="checkpoint; default: the newest")
-  p.add_argument("--weights", default="ema", help="ema (default) or params")
+  p.add_argument("--weights", default="ema", help="ema (default), params, or ema:DECAY")
   for name, kind in (("steps", int), ("guidance", float), ("solver", str), ("shift", float)):
     p.add_argument(f"--{name}", type=kind, help="of the sampler; default: config.sample")
   p.add_argument("--seed", type=int, default=0)

@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 
 from data_pipeline.errors import BadInput
-from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.checkpoint import STORED, Checkpoints
 from sora_jax.train.events import goodput
-from sora_jax.train.hashes import state_hashes
+from sora_jax.train.hashes import state_hashes, tree_sha256
 
 
 def describe_run(workdir) -> dict:
@@ -15,7 +15,8 @@ def describe_run(workdir) -> dict:
 
   Returns:
     `step`, `tokens_seen`, `clips_seen`, `cursor`, `params_sha256`, `ema_sha256`, `opt_sha256`,
-    `parameters` (how many numbers), the facts of the run (`config`, `environment`, fingerprints)
+    `averages_sha256` of further averages by decay, `parameters` (how many numbers),
+    the facts of the run (`config`, `environment`, fingerprints)
     and `goodput`.
   Raises:
     BadInput: no checkpoint there, or a damaged one.
@@ -32,11 +33,13 @@ def describe_run(workdir) -> dict:
         f"inspect: --workdir={workdir} holds no finished checkpoint. Let sora train save one first."
       )
     progress, run = checkpoints.describe(step)
-    state = checkpoints.read(step)
+    further = [f"averages/{decay}" for decay in checkpoints.averages(step)]
+    state = checkpoints.read(step, parts=(*STORED, *further))
   return {
     "step": step,
     **progress._asdict(),
     **state_hashes(state),
+    "averages_sha256": {part.split("/")[1]: tree_sha256(state[part]) for part in further},
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
     **run,
     "goodput": goodput(workdir),

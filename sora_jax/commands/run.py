@@ -56,7 +56,7 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
   Args:
     workdir: of a DiT.
     step: of the checkpoint; None for the newest.
-    weights: "ema" or "params".
+    weights: "ema", "params" or "ema:DECAY".
   Raises:
     BadInput: no such run or checkpoint, or it is not a DiT's.
   """

@@ -36,7 +36,7 @@ def parser():
   how.add_argument("--shift", type=float, help="of the solver's times towards noise; 1 is none")
   p.add_argument("--seed", type=int, default=0, help="same seed, same file")
   p.add_argument("--step", type=int, help="checkpoint; default: the newest")
-  p.add_argument("--weights", default="ema", help="ema (default) or params")
+  p.add_argument("--weights", default="ema", help="ema (default), params, or ema:DECAY")
   p.add_argument("--crf", type=int, default=12, help="H.264 quality, 0 best to 51 (default 12)")
   return p
 

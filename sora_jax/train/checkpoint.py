@@ -24,6 +24,7 @@ from sora_jax.train.state import Progress, State
 from sora_jax.train.stop import DiskFull
 
 ITEMS = ("state", "cursor", "meta")
+STORED = ("step", "params", "ema", "opt")  # of a state, what every run has
 SPARE = 1.1  # free space asked for, in sizes of the state: the index and a little room
 
 
@@ -179,26 +180,43 @@ class Checkpoints:
       _compare(checksums(got["state"]._asdict()), got["meta"]["checksums"])
     return got["state"], progress, run
 
-  def read(self, step: int, parts=State._fields) -> dict:
+  def averages(self, step: int) -> list[str]:
+    """Decays of the further averages that a checkpoint holds."""
+    with self._readable(step):
+      tree = ocp.PyTreeCheckpointHandler().metadata(self._folder / str(step) / "state").tree
+    return sorted(tree.get("averages") or {})
+
+  def read(self, step: int, parts=STORED) -> dict:
     """Fields of the state as trees of numpy arrays; needs neither the model nor its mesh.
 
     Args:
       step: one of the saved.
-      parts: which fields of the state.
+      parts: which fields of the state; "averages/DECAY" for a single one.
     Raises:
       BadInput: a damaged checkpoint.
     """
     path = self._folder / str(step) / "state"
     with self._readable(step):
       handler = ocp.PyTreeCheckpointHandler()
-      shapes = {part: handler.metadata(path).tree[part] for part in parts}
+      tree = handler.metadata(path).tree
+      shapes = {}
+      for part in parts:
+        field, _, decay = part.partition("/")
+        if decay:
+          shapes.setdefault(field, {})[decay] = tree[field][decay]
+        else:
+          shapes[field] = tree[field]
       ask = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
       state = handler.restore(
         path, args=ocp_args.PyTreeRestore(item=shapes, restore_args=ask, partial_restore=True)
       )
       got = self._manager.restore(step, args=ocp_args.Composite(meta=ocp_args.JsonRestore()))
       _compare(host_checksums(state), got["meta"]["checksums"])
-    return state
+    return {
+      part: state[field][decay] if decay else state[field]
+      for part in parts
+      for field, _, decay in [part.partition("/")]
+    }
 
   def wait(self) -> None:
     """Until the save under way is whole on disk.

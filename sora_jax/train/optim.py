@@ -217,7 +217,7 @@ def ema_update(ema, params, decay: float, step):
 
 
 def advance(state: State, gradients, optimizer, *, ema_decay: float) -> tuple[State, dict]:
-  """One optimiser step; pure, to be called under jit.
+  """One optimiser step; pure, to be called under jit. Averages move as `state.averages` names them.
 
   Returns:
     The next state, and global L2 norms: `grad_norm` of the gradients before clipping, `param_norm`
@@ -226,5 +226,9 @@ def advance(state: State, gradients, optimizer, *, ema_decay: float) -> tuple[St
   updates, opt = optimizer.update(gradients, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = ema_update(state.ema, params, ema_decay, state.step)
+  averages = {
+    decay: ema_update(average, params, float(decay), state.step)
+    for decay, average in state.averages.items()
+  }
   norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
-  return State(state.step + 1, params, ema, opt), norms
+  return State(state.step + 1, params, ema, opt, averages), norms

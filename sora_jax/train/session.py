@@ -32,6 +32,7 @@ class Task(NamedTuple):
     init: makes the parameter tree; traced under jit.
     gradient: `(params, frozen, batch) -> ((loss, metrics), gradients)`, see `make_gradient`.
     optimizer, ema_decay, rules: of optax; of the average; sharding of the parameters.
+    more_decays: of further averages.
     batches: cursor or None -> endless iterator with `cursor` and `fingerprint`.
     count: host batch -> `Counts`.
     hooks: evaluations.
@@ -51,6 +52,11 @@ class Task(NamedTuple):
   dataset_fingerprint: str
   frozen: Any = {}
   rate: Callable | None = None
+  more_decays: Sequence[float] = ()
+
+  def init_state(self, params) -> State:
+    """A state at step 0."""
+    return init_state(params, self.optimizer, self.more_decays)
 
 
 class Schedule(NamedTuple):
@@ -66,10 +72,10 @@ class Schedule(NamedTuple):
 def start_state(task: Task, places: State, init_from: str, init_weights: str) -> State:
   """A state at step 0: fresh parameters, or those of another run; the optimiser is always fresh."""
   if not init_from:
-    return jax.jit(lambda: init_state(task.init(), task.optimizer), out_shardings=places)()
+    return jax.jit(lambda: task.init_state(task.init()), out_shardings=places)()
   weights, _ = read_weights(init_from, init_weights)
   params = replace_params(jax.eval_shape(task.init), weights, init_from)
-  return jax.jit(lambda p: init_state(p, task.optimizer), out_shardings=places)(params)
+  return jax.jit(task.init_state, out_shardings=places)(params)
 
 
 def check_workdir(workdir: Path, config: dict) -> None:
@@ -147,7 +153,7 @@ def train(
     BadInput: the workdir is of another config or another dataset.
     Stop: not finite, disk full, or preempted (see `stop.py`).
   """
-  shapes = jax.eval_shape(lambda: init_state(task.init(), task.optimizer))
+  shapes = jax.eval_shape(lambda: task.init_state(task.init()))
   places = state_shardings(shapes, task.rules, mesh)
   with (
     Events(workdir) as events,

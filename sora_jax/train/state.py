@@ -1,5 +1,6 @@
 """What a training step changes, and so all that a checkpoint holds."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +19,14 @@ class State(NamedTuple):
     params: float32 parameters.
     ema: float32 moving average of `params`: the same tree, buffers of its own.
     opt: optax state.
+    averages: further averages like `ema`, by their decay as text ("0.9999").
   """
 
   step: Any
   params: Any
   ema: Any
   opt: Any
+  averages: dict[str, Any] = {}  # noqa: RUF012 (of a NamedTuple; never written)
 
 
 class Progress(NamedTuple):
@@ -40,16 +43,20 @@ class Progress(NamedTuple):
   clips_seen: int = 0
 
 
-def init_state(params, optimizer) -> State:
+def init_state(params, optimizer, decays: Sequence[float] = ()) -> State:
   """A fresh state at step 0. May be jitted or evaluated for shapes.
 
   Args:
     params: the parameter tree.
     optimizer: optax gradient transformation.
+    decays: of the further averages.
   """
-  # A real copy: a buffer shared by two leaves cannot be donated.
-  ema = jax.tree.map(lambda value: jnp.array(value, dtype=jnp.float32, copy=True), params)
-  return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+  def copy():  # a real one: a buffer shared by two leaves cannot be donated
+    return jax.tree.map(lambda value: jnp.array(value, dtype=jnp.float32, copy=True), params)
+
+  averages = {str(decay): copy() for decay in decays}
+  return State(jnp.zeros((), jnp.int32), params, copy(), optimizer.init(params), averages)
 
 
 def state_shardings(shapes: State, rules: Rules, mesh: Mesh) -> State:
@@ -76,7 +83,8 @@ def state_shardings(shapes: State, rules: Rules, mesh: Mesh) -> State:
         return sharding
     return whole
 
-  return State(whole, params, params, jax.tree_util.tree_map_with_path(place, shapes.opt))
+  opt = jax.tree_util.tree_map_with_path(place, shapes.opt)
+  return State(whole, params, params, opt, dict.fromkeys(shapes.averages, params))
 
 
 def abstract_state(shapes: State, places: State) -> State:

@@ -24,14 +24,15 @@ def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
 
   Args:
     source: "RUN@STEP", or "RUN" for its newest checkpoint.
-    which: "ema" or "params".
+    which: "params", "ema", or "ema:DECAY" of one of the further averages.
   Raises:
     BadInput: no such run, step or kind of weights.
   """
   run, step = split_source(source)
   folder = run / "checkpoints"
-  if which not in ("ema", "params"):
-    raise BadInput(f"weights: {which!r} is not one of ['ema', 'params'].")
+  kind, _, decay = which.partition(":")
+  if which not in ("ema", "params") and not (kind == "ema" and decay):
+    raise BadInput(f"weights: {which!r} is not one of ['ema', 'params'], nor ema:DECAY.")
   if not folder.is_dir():
     raise BadInput(f"weights: {source!r} names no run with checkpoints. Give RUN or RUN@STEP.")
   with Checkpoints(folder, read_only=True) as checkpoints:
@@ -39,7 +40,12 @@ def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
     if latest is None or (step is not None and not (folder / str(step)).is_dir()):
       raise BadInput(f"weights: {source!r} is not saved in {folder} (newest: {latest}).")
     found = latest if step is None else step
-    return named_leaves(checkpoints.read(found, parts=(which,))[which]), found
+    part = f"averages/{decay}" if decay else kind
+    kept = checkpoints.averages(found)
+    if decay and decay not in kept:
+      names = ["ema", *(f"ema:{other}" for other in kept)]
+      raise BadInput(f"weights: {which!r} is not in {source!r}, which keeps {names}.")
+    return named_leaves(checkpoints.read(found, parts=(part,))[part]), found
 
 
 def replace_params(params, weights: dict[str, Any], source: str):

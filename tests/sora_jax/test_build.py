@@ -92,12 +92,18 @@ def test_widths_come_from_latents_and_text():
 
 def test_optimizer_keeps_the_decay_of_the_average_apart():
   settings = dict(name="adamw", lr=0.1, schedule="constant", warmup_steps=0, ema_decay=0.75)
+  settings |= dict(more_ema_decays=(0.5,))
   settings |= dict(decay_steps=0, min_lr_ratio=0.0, weight_decay=0.0, clip_norm=1.0)
   settings |= dict(clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32")
   settings |= dict(b1=0.9, b2=0.9, eps=1e-8)
   config = ConfigDict(dict(optim=settings, total_steps=10))
-  optimizer, decay = build_optimizer(config)
-  assert decay == 0.75 and hasattr(optimizer, "update")
+  optimizer, decay, more = build_optimizer(config)
+  assert (decay, more) == (0.75, (0.5,)) and hasattr(optimizer, "update")
+  for decays in ((0.75,), (0.5, 0.5), (1.5,)):
+    config.optim.more_ema_decays = decays
+    with pytest.raises(BadInput, match=r"more_ema_decays=.* must differ, and lie in \[0, 1\]"):
+      build_optimizer(config)
+  config.optim.more_ema_decays = ()
   config.optim.name = "sgd"
   with pytest.raises(BadInput, match="name='sgd'"):
     build_optimizer(config)

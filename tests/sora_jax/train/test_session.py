@@ -1,6 +1,7 @@
 """A session on a toy task: another run's weights, resuming, and what a workdir refuses."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from sora_jax.parallel.mesh import make_mesh
 from sora_jax.parallel.rules import REPLICATED
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.metrics import Counts, read_metrics
+from sora_jax.train.optim import make_schedule
 from sora_jax.train.session import Schedule, Task, check_workdir, train
 from sora_jax.train.weights import check_origin, compare_origin, read_weights
 
@@ -38,7 +40,7 @@ class Batches:
     pass
 
 
-def task(*, side: int = 3, key: int = 0, dataset: str = "data") -> Task:
+def task(*, side: int = 3, key: int = 0, dataset: str = "data", **changes) -> Task:
   def loss(params, frozen, batch):
     error = params["layer"]["kernel"].sum(0)[:3] - batch["target"]
     return jnp.mean(error**2) + params["layer"]["bias"] ** 2, {}
@@ -58,7 +60,7 @@ def task(*, side: int = 3, key: int = 0, dataset: str = "data") -> Task:
     count=lambda batch: Counts(3, 1, 1.0),
     hooks=[],
     dataset_fingerprint=dataset,
-  )
+  )._replace(**changes)
 
 
 def run(workdir, work=None, *, total=STEPS, init_from="", init_weights="ema", config=None):
@@ -103,6 +105,42 @@ def test_starts_with_another_runs_weights(trained, tmp_path, which, step):
   assert np.any(
     states[EVERY]["ema"]["layer"]["kernel"] != states[EVERY]["params"]["layer"]["kernel"]
   )
+
+
+def test_further_averages_are_kept_beside_the_first(trained, tmp_path):
+  work = task(more_decays=(0.25, 0.9))
+  state = run(tmp_path / "a", work)[0]
+  equal(state.ema, trained[1][STEPS]["ema"])  # whatever else is kept
+  assert list(state.averages) == ["0.25", "0.9"]
+  with Checkpoints(tmp_path / "a" / "checkpoints", read_only=True) as checkpoints:
+    assert checkpoints.averages(STEPS) == ["0.25", "0.9"]
+    assert list(checkpoints.read(STEPS, parts=("averages/0.9",))) == ["averages/0.9"]
+  source = str(tmp_path / "a")
+  begun = run(tmp_path / "b", task(), total=0, init_from=source, init_weights="ema:0.25")[0]
+  equal(begun.params, state.averages["0.25"])
+  assert np.any(np.asarray(begun.params["layer"]["kernel"] != state.ema["layer"]["kernel"]))
+  kept = r"\['ema', 'ema:0.25', 'ema:0.9'\]"
+  with pytest.raises(BadInput, match=f"'ema:0.3' is not in .*keeps {kept}"):
+    read_weights(source, "ema:0.3")
+  equal(run(tmp_path / "a", work)[0].averages, state.averages)  # and restored
+
+
+def test_a_decay_may_start_from_a_checkpoint_of_the_stable_phase(tmp_path):
+  """Warm-up, stable, decay: a run that was planned longer branches off and equals a shorter one."""
+
+  def train_to(folder, total):
+    rate = dict(lr=0.1, schedule="wsd", warmup_steps=1, decay_steps=2, min_lr_ratio=0.1)
+    optimizer = optax.adam(make_schedule(**rate, total_steps=total))
+    config = {"total_steps": total, "optim": {"schedule": "wsd"}}
+    return run(folder, task(optimizer=optimizer), total=total, config=config)[0]
+
+  short = train_to(tmp_path / "short", STEPS)
+  long = train_to(tmp_path / "long", STEPS + 4)
+  branch = tmp_path / "branch" / "checkpoints"
+  branch.mkdir(parents=True)
+  shutil.copytree(tmp_path / "long" / "checkpoints" / str(EVERY), branch / str(EVERY))
+  equal(train_to(tmp_path / "branch", STEPS), jax.device_get(short))
+  assert np.any(np.asarray(long.params["layer"]["kernel"] != short.params["layer"]["kernel"]))
 
 
 def test_other_weights_are_read_once(trained, tmp_path):

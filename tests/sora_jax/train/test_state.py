@@ -11,8 +11,12 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from sora_jax.parallel.mesh import make_mesh
+from experiments import common
+from sora_jax.models.dit import RULES, DiT
+from sora_jax.parallel.mesh import AXES, make_mesh
+from sora_jax.parallel.rules import named_leaves
 from sora_jax.train.hashes import checksums, state_hashes, tree_sha256
+from sora_jax.train.optim import MOMENTA, OPTIMIZERS, make_optimizer
 from sora_jax.train.state import init_state, state_shardings
 
 
@@ -51,6 +55,36 @@ def test_checksums_against_numpy(dtype, shape):
   words = value.reshape(-1).view(f"u{value.itemsize}").astype(object)
   expected = [int(sum(words)) % 2**32, int(sum((i + 1) * w for i, w in enumerate(words))) % 2**32]
   assert checksums({"x": value}) == {"x": expected}
+
+
+@pytest.mark.parametrize("clip_sigmas", [0.0, 3.0])
+@pytest.mark.parametrize("momentum", MOMENTA)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_whatever_an_optimiser_keeps_of_a_parameter_lies_like_it(name, momentum, clip_sigmas):
+  settings = common.optimizer(1e-3, 1, name=name, momentum_dtype=momentum, clip_sigmas=clip_sigmas)
+  names = ("ema_decay", "more_ema_decays")
+  kept = {key: value for key, value in settings.items() if key not in names}
+  optimizer = make_optimizer(**kept, total_steps=10)
+  model = dict(patch_dim=16, width=64, depth=2, heads=4, mlp="swiglu", mlp_ratio=4.0, vocabulary=9)
+  model |= dict(state_width=0, pooled_caption=True, dtype="float32", zero_init=True)
+  make = lambda: nnx.state(DiT(**model, rngs=nnx.Rngs(0)))  # noqa: E731
+  shapes = jax.eval_shape(lambda: init_state(make(), optimizer, (0.9, 0.99)))
+  mesh = jax.sharding.AbstractMesh((2, 2, 1, 2), AXES)
+  places = state_shardings(shapes, RULES, mesh)  # pyright: ignore[reportArgumentType]
+  parameters = {n: place.spec for n, place in named_leaves(places.params).items()}
+  assert sum(spec != P() for spec in parameters.values()) > 10
+  for tree in (places.ema, *places.averages.values()):
+    assert {n: place.spec for n, place in named_leaves(tree).items()} == parameters
+  found = set()
+  lying = named_leaves(places.opt)
+  for path, leaf in named_leaves(shapes.opt).items():
+    parameter = next((n for n in parameters if path.endswith(f"/{n}")), None)
+    if leaf.ndim == 0 or path.endswith("ns_coeffs"):  # numbers of the method
+      continue
+    assert parameter, f"{path} belongs to no parameter"
+    assert lying[path].spec == parameters[parameter], path
+    found.add(parameter)
+  assert found == set(parameters)
 
 
 def test_moments_and_averages_lie_like_their_parameters():
