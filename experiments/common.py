@@ -13,9 +13,17 @@ def base(total_steps: int) -> ConfigDict:
   c.accumulate_steps = 1  # microbatches that a step's rows are computed in, one after the other
   c.init_from = ""  # "RUN@STEP" or "RUN" starts a stage from another run's weights
   c.init_weights = "ema"  # or "params", or "ema:0.9999" of more_ema_decays
-  c.every = dict(log_steps=10, checkpoint_steps=500, evaluate_steps=500)
+  c.every = every()
+  # A trace of so many steps, from that one of a session on, into WORKDIR/profile; 0: none.
+  c.profile = dict(first_step=10, steps=0)
   c.keep = dict(checkpoints=3, period_steps=0)  # the newest ones, and one each period for good
   return c
+
+
+def every(**changes) -> dict:
+  """How often, in steps. 0 switches evaluation off, and the comparison of replicas."""
+  settings = dict(log_steps=10, checkpoint_steps=500, evaluate_steps=500, replica_check_steps=1000)
+  return {**settings, **changes}
 
 
 def drawing(**changes) -> dict:

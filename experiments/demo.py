@@ -53,7 +53,7 @@ def vae() -> ConfigDict:
   )
   c.loss = dict(kl_weight=1e-3, terms=dict(l2=10.0))
   c.optim = common.optimizer(lr=5e-3, warmup_steps=20)
-  c.every = dict(log_steps=10, checkpoint_steps=500, evaluate_steps=250)
+  c.every = common.every(log_steps=10, checkpoint_steps=500, evaluate_steps=250)
   c.evaluate = dict(batches=8)
   return c
 
@@ -95,7 +95,7 @@ def dit() -> ConfigDict:
     t_min=0.05,
   )
   c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50, ema_decay=0.99)
-  c.every = dict(log_steps=20, checkpoint_steps=400, evaluate_steps=400)
+  c.every = common.every(log_steps=20, checkpoint_steps=400, evaluate_steps=400)
   c.evaluate = dict(batches=4)
   c.sample = dict(
     seconds=1.125,
@@ -120,7 +120,7 @@ def debug() -> ConfigDict:
   c.codec = dict(name="space_to_depth", time_factor=4, space_factor=8)
   c.codec_text = "bytes"
   c.model.update(width=64, depth=2, heads=2)
-  c.every = dict(log_steps=1, checkpoint_steps=10, evaluate_steps=30)
+  c.every = common.every(log_steps=1, checkpoint_steps=10, evaluate_steps=30)
   c.evaluate.batches = 1
   return c
 

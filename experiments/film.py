@@ -94,7 +94,7 @@ def vae(gpu: bool = False) -> ConfigDict:
   )
   c.loss = dict(kl_weight=1e-3, terms=dict(l2=10.0))
   c.optim = common.optimizer(lr=4e-3, warmup_steps=50)
-  c.every = dict(log_steps=50, checkpoint_steps=1000, evaluate_steps=0)
+  c.every = common.every(log_steps=50, checkpoint_steps=1000, evaluate_steps=0)
   c.evaluate = dict(batches=1)
   if gpu:
     c.model.update(
@@ -164,7 +164,7 @@ def dit(gpu: bool = False) -> ConfigDict:
     t_min=0.05,
   )
   c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50, ema_decay=0.99)
-  c.every = dict(log_steps=20, checkpoint_steps=300, evaluate_steps=0)
+  c.every = common.every(log_steps=20, checkpoint_steps=300, evaluate_steps=0)
   c.evaluate = dict(batches=1)
   c.sample = dict(
     seconds=2.0833,  # 25 frames

@@ -56,7 +56,7 @@ def vae() -> ConfigDict:
   )
   c.loss = dict(kl_weight=1e-4, terms=dict(l2=1.0))
   c.optim = common.optimizer(lr=1e-3, warmup_steps=100)
-  c.every = dict(log_steps=50, checkpoint_steps=1000, evaluate_steps=500)
+  c.every = common.every(log_steps=50, checkpoint_steps=1000, evaluate_steps=500)
   c.evaluate = dict(batches=4)
   return c
 
@@ -98,7 +98,7 @@ def dit() -> ConfigDict:
     t_min=0.05,
   )
   c.optim = common.optimizer(lr=3e-4, warmup_steps=500, ema_decay=0.9995)
-  c.every = dict(log_steps=50, checkpoint_steps=1000, evaluate_steps=1000)
+  c.every = common.every(log_steps=50, checkpoint_steps=1000, evaluate_steps=1000)
   c.evaluate = dict(batches=4)
   c.sample = dict(
     seconds=2.0,
@@ -124,7 +124,7 @@ def debug() -> ConfigDict:
   c.codec_text = "bytes"
   c.model.update(width=64, depth=2, heads=2, dtype="float32")
   c.optim.warmup_steps = 5
-  c.every = dict(log_steps=1, checkpoint_steps=10, evaluate_steps=10)
+  c.every = common.every(log_steps=1, checkpoint_steps=10, evaluate_steps=10)
   c.evaluate.batches = 1
   return c
 

@@ -3,3 +3,5 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Commands that tests start leave the user's cache of compiled programs alone.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")

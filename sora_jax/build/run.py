@@ -6,6 +6,8 @@ from sora_jax.train.accumulate import make_gradient
 from sora_jax.train.optim import make_optimizer, make_schedule
 from sora_jax.train.session import Schedule
 
+MAY_BE_OFF = ("evaluate_steps", "replica_check_steps")  # by 0
+
 
 def build_mesh(config):
   """The device mesh of `config.mesh`."""
@@ -15,7 +17,7 @@ def build_mesh(config):
 def build_schedule(config) -> Schedule:
   """Lengths and intervals of a run. Raises BadInput for one that is not positive."""
   for name, value in (("total_steps", config.total_steps), *config.every.items()):
-    if value < (name != "evaluate_steps"):  # 0 switches evaluation off
+    if value < (name not in MAY_BE_OFF):
       raise BadInput(f"config: {name}={value} must be positive.")
   if config.keep.checkpoints < 1:
     raise BadInput(
@@ -27,6 +29,9 @@ def build_schedule(config) -> Schedule:
     config.every.checkpoint_steps,
     config.keep.checkpoints,
     config.keep.period_steps,
+    config.every.replica_check_steps,
+    config.profile.first_step,
+    config.profile.steps,
   )
 
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from data_pipeline.errors import BadInput
 from sora_jax import __version__
+from sora_jax.commands.compiled import keep_compiled
 
 # Command -> one line of help. Its module, of the same name, has `parser()` and `run(args)`.
 COMMANDS = {
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def program() -> NoReturn:
   """`main` as a process. After a failure no destructor runs: those of XLA may crash."""
+  keep_compiled()
   code = main()
   sys.stdout.flush()
   sys.stderr.flush()

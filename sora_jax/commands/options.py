@@ -145,12 +145,15 @@ def _overridden(words):
 
 
 def _check_tuples(config, words, path):
-  """Compares tuples with those of the file, entry by entry: ml_collections takes any literal."""
+  """Compares tuples with those of the file, entry by entry: ml_collections takes any literal.
+
+  One that the file leaves empty tells no kind.
+  """
   changed = flatten(config.to_dict())
   known = _known_keys(path)
   for key in _overridden(words):
     value, default = changed[key], known[key]
-    if isinstance(default, tuple) and not _is_like(value, default):
+    if isinstance(default, tuple) and default and not _is_like(value, default):
       raise BadInput(f"config: {key}={value!r} is of another kind than {default!r} ({path}).")
 
 

@@ -74,4 +74,6 @@ class Feed:
     self._progress = Progress(
       cursor, seen.tokens_seen + counts.tokens, seen.clips_seen + counts.clips
     )
-    return Fed(self._put(batch), counts, self._progress)
+    arrays = self._put(batch)
+    self._meter.worked(time.perf_counter() - begin)
+    return Fed(arrays, counts, self._progress)

@@ -49,7 +49,8 @@ def count_packed(batch: dict[str, np.ndarray], **settings) -> Counts:
   captions = int(np.sum(batch["text_index"] >= 0))
   squares = float(np.sum(lengths.astype(np.float64) ** 2))
   flops = 3 * dit_forward_flops(patches, captions, squares, **settings)
-  return Counts(tokens=patches + captions, clips=int(np.sum(lengths > 0)), flops=flops)
+  clips = int(np.sum(lengths > 0))
+  return Counts(patches + captions, clips, flops, slots=batch["segment"].size)
 
 
 def forward_flops(function, *shapes) -> float:
@@ -69,4 +70,5 @@ def count_clips(
 ) -> Counts:
   """What a VAE batch holds: windows of equal size and cost; its tokens are latent positions."""
   clips = len(batch["video"])
-  return Counts(tokens=clips * tokens_per_clip, clips=clips, flops=clips * flops_per_clip)
+  tokens = clips * tokens_per_clip
+  return Counts(tokens, clips, clips * flops_per_clip, slots=tokens)

@@ -57,17 +57,19 @@ def checksums(tree) -> dict[str, list[int]]:
 
 @jax.jit
 def _sums(leaves):
-  def add(leaf):
-    if leaf.dtype != jnp.bool_:
-      leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"u{leaf.dtype.itemsize}"))
-    words, place = leaf.astype(jnp.uint32), jnp.ones((), jnp.uint32)
-    for axis, stride in enumerate(np.cumprod((1, *leaf.shape[:0:-1]), dtype=np.uint64)[::-1]):
-      if leaf.ndim:  # the flat index, without a reshape, which would gather a sharded leaf
-        index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        place = place + index * np.uint32(stride & np.uint64(0xFFFFFFFF))
-    return jnp.sum(words, dtype=jnp.uint32), jnp.sum(words * place, dtype=jnp.uint32)
+  return [word_sums(leaf) for leaf in leaves]
 
-  return [add(leaf) for leaf in leaves]
+
+def word_sums(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Sum of an array's words, and of each times its place from 1 on: uint32, wrapping around."""
+  if leaf.dtype != jnp.bool_:
+    leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"u{leaf.dtype.itemsize}"))
+  words, place = leaf.astype(jnp.uint32), jnp.ones((), jnp.uint32)
+  for axis, stride in enumerate(np.cumprod((1, *leaf.shape[:0:-1]), dtype=np.uint64)[::-1]):
+    if leaf.ndim:  # the flat index, without a reshape, which would gather a sharded leaf
+      index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+      place = place + index * np.uint32(stride & np.uint64(0xFFFFFFFF))
+  return jnp.sum(words, dtype=jnp.uint32), jnp.sum(words * place, dtype=jnp.uint32)
 
 
 def state_hashes(state) -> dict[str, str]:

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from sora_jax.train.age import process_seconds
 from sora_jax.train.feed import Fed, Feed
 from sora_jax.train.metrics import Counts, Meter, read_values
 from sora_jax.train.state import Progress, State
 from sora_jax.train.stop import Preempted, check_finite
+from sora_jax.train.stragglers import gather_hosts, summarise_hosts
 
 
 class Hook(NamedTuple):
@@ -38,7 +40,9 @@ def fit(
   report: Callable[[int, dict], None],
   save: Callable[[int, State, Progress], None],
   progress: Progress,
+  peak: float | None = None,
   hooks: Sequence[Hook] = (),
+  watch: Callable[[int], None] = lambda step: None,
   stop: Callable[[int], str] = lambda step: "",
   events: Callable[..., None] = lambda event, **facts: None,
 ) -> tuple[State, Progress]:
@@ -57,7 +61,9 @@ def fit(
     report: takes the metrics of a step as plain numbers.
     save: takes a checked state and the progress that belongs to it; may write in the background.
     progress: of a restored state; of a new run, the loader's first cursor and zeros.
+    peak: FLOP/s of this process's devices; None where it is not known.
     hooks: evaluations.
+    watch: told of each step that is done; the next may be running.
     stop: asked after each step; a reason saves and leaves.
     events: for the time spent beside the steps.
   Returns:
@@ -70,7 +76,7 @@ def fit(
   done = looked = saved = int(state.step)
   if done >= total_steps:
     return state, progress
-  meter = Meter()
+  meter = Meter(peak=peak)
   feed = Feed(batches, put=put, count=count, progress=progress, meter=meter)
   state, metrics, fed = _first(step_fn, state, frozen, feed.take(), meter, events)
   for n in range(done + 1, total_steps + 1):
@@ -84,7 +90,11 @@ def fit(
     if not (saving or due):  # nobody needs this state: the next step may have it before we look
       state, metrics = step_fn(state, frozen, ahead.arrays)
     jax.block_until_ready(late)
+    if n == done + 1:
+      events("first_step", step=n, seconds=round(process_seconds(), 3))
     meter.add(fed.counts)
+    with meter:
+      watch(n)
     values = {}
     if saving or logging:
       values = check_finite(read_values(late), first=looked + 1, last=n, saved=saved)
@@ -96,7 +106,9 @@ def fit(
         values |= _evaluate(hook, n, state, events)
     if logging:
       counters = {"tokens_seen": fed.progress.tokens_seen, "clips_seen": fed.progress.clips_seen}
-      report(n, values | counters | meter.read())
+      rates = meter.read()
+      hosts = summarise_hosts(gather_hosts(rates.pop("host_seconds")), rates["step_seconds"])
+      report(n, values | counters | rates | hosts)
     if saving:
       with meter:
         save(n, state, fed.progress)

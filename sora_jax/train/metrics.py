@@ -19,24 +19,34 @@ from sora_jax.train.stop import DiskFull
 
 
 class Counts(NamedTuple):
-  """What one batch holds, counted on the host; `flops` is the model's work, padding not counted."""
+  """What one batch holds, counted on the host.
+
+  Attributes:
+    tokens: slots that hold one; `slots`, all of them.
+    flops: the model's work, padding and remat not counted.
+  """
 
   tokens: int
   clips: int
   flops: float
+  slots: int
 
 
 class Meter:
-  """Rates between two readings. Time inside its `with` block (compiling, saving) does not count."""
+  """Rates between two readings. Time inside its `with` block (compiling, saving) does not count.
 
-  def __init__(self, clock=time.perf_counter):
-    self._clock = clock
+  Args:
+    peak: FLOP/s of this process's devices, for `mfu`; None leaves that out.
+  """
+
+  def __init__(self, clock=time.perf_counter, peak: float | None = None):
+    self._clock, self._peak = clock, peak
     self._pause = 0.0
     self._reset(0)
 
   def _reset(self, steps):
-    self._begin, self._excluded, self._wait = self._clock(), 0.0, 0.0
-    self._steps, self._tokens, self._clips, self._flops = steps, 0, 0, 0.0
+    self._begin, self._excluded, self._wait, self._host = self._clock(), 0.0, 0.0, 0.0
+    self._steps, self._tokens, self._clips, self._flops, self._slots = steps, 0, 0, 0.0, 0
 
   def add(self, counts: Counts) -> None:
     """One step done, on a batch of `counts`."""
@@ -44,6 +54,7 @@ class Meter:
     self._tokens += counts.tokens
     self._clips += counts.clips
     self._flops += counts.flops
+    self._slots += counts.slots
 
   def waited(self, seconds: float) -> None:
     """Time inside `next(batches)` by whose end no step was running: a device waited for the data.
@@ -51,6 +62,10 @@ class Meter:
     An upper bound, since the step may have ended in the middle of it.
     """
     self._wait += seconds
+
+  def worked(self, seconds: float) -> None:
+    """Time that this host took to have the next batch ready, whether a device waited or not."""
+    self._host += seconds
 
   def __enter__(self):
     self._pause = self._clock()
@@ -68,11 +83,15 @@ class Meter:
     seconds = max(self._clock() - self._begin - self._excluded, 1e-9)
     rates = {
       "step_seconds": seconds / max(1, self._steps),
+      "host_seconds": self._host / max(1, self._steps),
       "tokens_per_second": self._tokens / seconds,
       "clips_per_second": self._clips / seconds,
       "model_flops_per_second": self._flops / seconds,
+      "fill": self._tokens / max(1, self._slots),
       "data_wait_fraction": min(1.0, self._wait / seconds),
     }
+    if self._peak:
+      rates["mfu"] = self._flops / seconds / self._peak
     self._reset(0)
     return rates
 

@@ -30,6 +30,8 @@ RANGES: dict[str, tuple[float, float]] = {
   "optim.warmup_steps": (0, math.inf),
   "optim.decay_steps": (0, math.inf),
   "optim.min_lr_ratio": (0.0, 1.0),
+  "profile.first_step": (1, math.inf),
+  "profile.steps": (0, math.inf),
   "sample.rows": (1, math.inf),
   "sample.steps": (1, math.inf),
   "world.clips": (1, math.inf),

@@ -20,6 +20,7 @@ MAY_CHANGE = (
   "every.*",
   "keep.*",
   "evaluate.*",
+  "profile.*",
   "sample.*",
   "init_from",
   "init_weights",

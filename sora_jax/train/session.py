@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import jax
 
 from data_pipeline.errors import BadInput
+from sora_jax.parallel.peaks import peak_flops
 from sora_jax.parallel.place import make_put
 from sora_jax.parallel.rules import Rules
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.events import Events
 from sora_jax.train.loop import Hook, fit
 from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
+from sora_jax.train.profile import Profiler, keep_program
+from sora_jax.train.replicas import make_replica_check
 from sora_jax.train.resume import check_config, check_resume, run_facts, warn_inexact
 from sora_jax.train.state import Progress, State, abstract_state, init_state, state_shardings
 from sora_jax.train.step import make_step
@@ -60,13 +63,16 @@ class Task(NamedTuple):
 
 
 class Schedule(NamedTuple):
-  """How long, how often, and what is kept."""
+  """How long, how often, and what is kept; 0 for never."""
 
   total_steps: int
   log_steps: int
   checkpoint_steps: int
   keep_checkpoints: int
   keep_period_steps: int
+  replica_check_steps: int = 0
+  profile_first: int = 0
+  profile_steps: int = 0
 
 
 def start_state(task: Task, places: State, init_from: str, init_weights: str) -> State:
@@ -194,6 +200,15 @@ def train(
       donate_argnums=0,
       out_shardings=(places, None),
     )
+    if schedule.profile_steps:
+      step_fn = keep_program(step_fn, workdir / "profile")
+    profiler = stack.enter_context(
+      Profiler(workdir / "profile", first=schedule.profile_first, steps=schedule.profile_steps)
+    )
+    hooks = list(task.hooks)
+    if schedule.replica_check_steps and mesh.size > 1:
+      check = make_replica_check(places, shapes, mesh)
+      hooks.append(Hook("replicas", schedule.replica_check_steps, check))
     with MetricsWriter(workdir, total_steps=schedule.total_steps, step=int(state.step)) as report:
       return fit(
         state,
@@ -208,10 +223,18 @@ def train(
         report=report,
         save=lambda n, state, progress: checkpoints.save(n, state, progress, facts),
         progress=progress,
-        hooks=task.hooks,
+        peak=local_peak(mesh),
+        hooks=hooks,
+        watch=profiler,
         stop=stop,
         events=events,
       )
+
+
+def local_peak(mesh) -> float | None:
+  """FLOP/s of this process's devices of a mesh; None where it is not known."""
+  peak = peak_flops(mesh.devices.flat[0].device_kind)
+  return peak and peak * len(mesh.local_devices)
 
 
 def warn_changes(warnings: list[str], events) -> None:

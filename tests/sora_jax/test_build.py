@@ -24,15 +24,16 @@ def test_refuses_a_patch_without_three_sides(patch):
 
 
 def schedule(**changes):
-  every = dict(log_steps=1, checkpoint_steps=2, evaluate_steps=0)
+  every = dict(log_steps=1, checkpoint_steps=2, evaluate_steps=0, replica_check_steps=7)
   config = ConfigDict(dict(total_steps=3, keep=dict(checkpoints=4, period_steps=5)))
+  config.profile = dict(first_step=3, steps=2)
   config.every = every | {key: value for key, value in changes.items() if key in every}
   config.total_steps = changes.get("total_steps", 3)
   return build_schedule(config)
 
 
 def test_schedule():
-  assert schedule() == Schedule(3, 1, 2, 4, 5)
+  assert schedule() == Schedule(3, 1, 2, 4, 5, 7, 3, 2)
   for name in ("total_steps", "log_steps", "checkpoint_steps"):
     with pytest.raises(BadInput, match=f"{name}=0 must be positive"):
       schedule(**{name: 0})

@@ -11,6 +11,7 @@ import pytest
 import sora_jax
 from data_pipeline.errors import BadInput
 from sora_jax.commands.entry import COMMANDS
+from sora_jax.commands.options import load_config
 from sora_jax.train.stop import NotFinite, Preempted
 
 
@@ -114,3 +115,8 @@ def test_sigterm_outside_the_steps_leaves_at_once(sora, monkeypatch, tmp_path):
   done = sora("train", "--config=experiments/demo.py:debug", f"--workdir={tmp_path}")
   assert done.code == 42 and "nothing is lost. The same command resumes." in done.err
   assert signal.getsignal(signal.SIGTERM) is found
+
+
+def test_a_tuple_that_the_config_leaves_empty_can_be_given():
+  words = ["--config=experiments/demo.py:dit", "--config.data.weights=(1.0,2.0)"]
+  assert load_config(words).data.weights == (1.0, 2.0)

@@ -26,7 +26,7 @@ class Slow:
 
 def feed_and_meter(seconds):
   meter = Meter()
-  settings = dict(put=lambda batch: batch, count=lambda batch: Counts(1, 1, 1.0))
+  settings = dict(put=lambda batch: batch, count=lambda batch: Counts(1, 1, 1.0, 1))
   return Feed(Slow(seconds), **settings, progress=Progress({}), meter=meter), meter
 
 

@@ -80,7 +80,7 @@ class Run:
       self.step,
       total_steps=total_steps,
       put=self.put,
-      count=lambda batch: Counts(tokens=2**31, clips=3, flops=1e9),
+      count=lambda batch: Counts(tokens=2**31, clips=3, flops=1e9, slots=2**31),
       report=self.report,
       save=self.save,
       progress=Progress({"bin": at}, at * 2**31, at * 3),
@@ -201,5 +201,6 @@ def test_compiling_and_evaluating_are_on_the_books():
   run, events = Run(), []
   hooks = [Hook("e", 5, run.evaluate)]
   run.fit(5, hooks=hooks, events=lambda event, **facts: events.append((event, facts)))
-  assert [event for event, _ in events] == ["compile", "evaluate"]
-  assert events[0][1]["step"] == 1 and events[1][1]["hook"] == "e"
+  assert [event for event, _ in events] == ["compile", "first_step", "evaluate"]
+  assert events[0][1]["step"] == 1 and events[2][1]["hook"] == "e"
+  assert events[1][1]["seconds"] > 0

@@ -59,20 +59,24 @@ def test_a_damaged_line_is_named(tmp_path):
 
 def test_rates_leave_pauses_out():
   times = iter([0.0, 10.0, 14.0, 20.0, 20.0, 30.0, 30.0])
-  meter = Meter(clock=lambda: next(times))
+  meter = Meter(clock=lambda: next(times), peak=1e12)
   for _ in range(4):
-    meter.add(Counts(tokens=100, clips=2, flops=1e12))
+    meter.add(Counts(tokens=100, clips=2, flops=1e12, slots=125))
   meter.waited(2.0)
+  meter.worked(6.0)
   with meter:  # from 10 to 14
     pass
   assert meter.read() == {  # 20 seconds, less 4
     "step_seconds": 4.0,
+    "host_seconds": 1.5,
     "tokens_per_second": 25.0,
     "clips_per_second": 0.5,
     "model_flops_per_second": 0.25e12,
+    "fill": 0.8,
     "data_wait_fraction": 0.125,
+    "mfu": 0.25,
   }
-  meter.add(Counts(tokens=50, clips=1, flops=0.0))
+  meter.add(Counts(tokens=50, clips=1, flops=0.0, slots=50))
   assert meter.read()["tokens_per_second"] == 5.0  # begins anew
 
 

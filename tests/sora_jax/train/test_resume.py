@@ -164,7 +164,8 @@ def train(workdir, events, checkpoints):
   cut_back(workdir, int(state.step))
   with MetricsWriter(workdir, total_steps=TOTAL, step=int(state.step)) as report:
     fit(state, None, batches, jax.jit(step, donate_argnums=0), total_steps=TOTAL, log_steps=1,
-        save_steps=8, put=make_put(mesh), count=lambda batch: Counts(100, 8, 1e3), report=report,
+        save_steps=8, put=make_put(mesh), count=lambda batch: Counts(100, 8, 1e3, 100),
+        report=report,
         save=lambda n, s, p: checkpoints.save(n, s, p, facts), progress=progress, events=events)
 
 def child(workdir):

@@ -57,7 +57,7 @@ def task(*, side: int = 3, key: int = 0, dataset: str = "data", **changes) -> Ta
     ema_decay=0.5,
     rules=REPLICATED,
     batches=Batches,
-    count=lambda batch: Counts(3, 1, 1.0),
+    count=lambda batch: Counts(3, 1, 1.0, 4),
     hooks=[],
     dataset_fingerprint=dataset,
   )._replace(**changes)

@@ -1,0 +1,53 @@
+"""Compiled programs are kept between processes."""
+
+import os
+import subprocess
+import sys
+
+from sora_jax.commands.compiled import FOLDER, LEAST_SECONDS, keep_compiled
+
+PROGRAM = """
+from sora_jax.commands.compiled import keep_compiled
+keep_compiled()
+import jax, jax.numpy as jnp
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+jax.jit(lambda x: jnp.sin(x @ x))(jnp.ones((8, 8)))
+print(sum("cache_hits" in name for name in hits))
+"""
+
+
+def start(**changes) -> str:
+  environment = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_COMPILATION_CACHE"}
+  done = subprocess.run(
+    [sys.executable, "-c", PROGRAM], env=environment | changes, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout + done.stderr
+
+
+def test_the_second_start_does_not_compile(tmp_path):
+  environment = {"XDG_CACHE_HOME": str(tmp_path), LEAST_SECONDS: "0"}
+  assert start(**environment) == "0\n"
+  assert list((tmp_path / "sora_jax" / "xla").iterdir())
+  hits = start(**environment).strip()
+  assert hits.isdecimal() and int(hits) > 0
+  assert start(**environment, JAX_ENABLE_COMPILATION_CACHE="false") == "0\n"
+
+
+def test_what_the_user_set_stays():
+  environment = {FOLDER: "gs://bucket/cache"}
+  keep_compiled(environment)
+  assert environment[FOLDER] == "gs://bucket/cache"
+  environment = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+  keep_compiled(environment)
+  assert FOLDER not in environment
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  environment = {"XDG_CACHE_HOME": str(tmp_path / "file")}
+  keep_compiled(environment)
+  assert FOLDER not in environment
+  line = f"sora: {tmp_path}/file/sora_jax/xla cannot be written, so every start compiles anew."
+  assert capsys.readouterr().err.startswith(line)
