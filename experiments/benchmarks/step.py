@@ -44,8 +44,9 @@ from sora_jax.train.flops import count_packed
 from sora_jax.train.state import init_state, state_shardings
 from sora_jax.train.step import make_step
 
-# Blocks (that look, that are looked at) of the kernels, forward; xla computes all pairs of slots.
-BLOCKS = {"splash": (1024, 1024), "triton": (128, 64), "blocked": (512, 512)}
+# Blocks (that look, that are looked at) of the backends, forward; 0 for all pairs of slots, which
+# the others compute of a row that is one block.
+BLOCKS = {"xla": (0, 0), "blocked": (512, 512), "splash": (1024, 1024), "triton": (128, 64)}
 
 
 class Ours(NamedTuple):
@@ -103,26 +104,26 @@ def make_ours(config, mesh, settings: dict, batch: dict) -> Ours:
   return Ours(run, time.perf_counter() - begin)
 
 
-def waste(batch: dict, backend: str) -> dict[str, float]:
+def waste(batch: dict) -> dict[str, float]:
   """Shares of the work that nobody needs.
 
   Returns:
-    `padding`: of the slots. `across_segments`: of the pairs of slots that the backend's forward
-    pass multiplies, those of different segments or of padding.
+    `padding`: of the slots. By backend, of the pairs of slots that its forward pass multiplies,
+    those of different segments or of padding.
   """
-  segment = batch["segment"]
+  across = {backend: _across(batch["segment"], *BLOCKS[backend]) for backend in BLOCKS}
+  return {"padding": float(np.mean(batch["segment"] == 0)), **across}
+
+
+def _across(segment: np.ndarray, looking: int, seen: int) -> float:
   ids = np.arange(1, segment.max() + 1)
   useful = float(np.sum(np.sum(segment[..., None] == ids, axis=1, dtype=np.float64) ** 2))
   computed = float(segment.shape[0] * segment.shape[1] ** 2)
-  if backend in BLOCKS:
-    looking, seen = BLOCKS[backend]
+  if 0 < max(looking, seen) < segment.shape[1]:
     padded = np.pad(segment, [(0, 0), (0, -segment.shape[1] % max(looking, seen))])
     first, end = block_ranges(runs(jax.numpy.asarray(padded)), looking, seen)
-    computed = float(np.sum(end - first, dtype=np.float64)) * looking * seen
-  return {
-    "padding": float(np.mean(segment == 0)),
-    "across_segments": max(0.0, 1 - useful / computed),
-  }
+    computed = float(np.sum(np.asarray(end - first), dtype=np.float64)) * looking * seen
+  return max(0.0, 1 - useful / computed)
 
 
 def time_in_turns(steps: dict[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
@@ -143,6 +144,8 @@ def spread(values: list[float]) -> dict[str, float]:
 def measure(config, mesh, settings: dict, batch: dict, args) -> dict:
   """Times of our step on a batch, and of the twin's."""
   counts = count_packed(batch, **flop_settings(settings["model"]))
+  if not args.turns:
+    return {"tokens": counts.tokens, "segments": counts.clips, "waste": waste(batch)}
   ours = make_ours(config, mesh, settings, batch)
   steps = {"ours": ours.run}
   result: dict[str, Any] = {"seconds_to_first_step": ours.seconds_to_first}
@@ -166,7 +169,7 @@ def measure(config, mesh, settings: dict, batch: dict, args) -> dict:
     "tokens_per_second": counts.tokens / step["median"],
     "model_flops_per_second": rate,
     "mfu": rate / (peak * mesh.size) if peak else None,
-    "waste": waste(batch, attention_backend(config, mesh)),
+    "waste": waste(batch),
   }
   if args.twin:
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["twin"], strict=True)]
@@ -198,24 +201,30 @@ def check_alike(config, settings, params, batch, twin) -> float:
   return apart
 
 
-def show(name: str, result: dict) -> None:
-  table = Table(title=name)
-  for column in ("", "", ""):
-    table.add_column(column)
-  step, lost = result["step_seconds"], result["waste"]
+def show(name: str, backend: str, result: dict) -> None:
+  table = Table(title=name, show_header=False)
+  lost = result["waste"]
+  if "step_seconds" in result:
+    show_times(table, result)
+  table.add_row("waste: padding", f"{lost['padding']:.1%}", "of the slots")
+  for other in BLOCKS:
+    what = f"waste across segments, {other}" + (" (here)" if other == backend else "")
+    table.add_row(what, f"{lost[other]:.1%}", "of attention's pairs")
+  Console(stderr=True).print(table)
+
+
+def show_times(table: Table, result: dict) -> None:
+  step = result["step_seconds"]
   table.add_row("step", f"{step['median']:.3f} s", f"{step['least']:.3f} .. {step['most']:.3f}")
   rate = f"{result['tokens_per_second']:,.0f}"
   table.add_row("tokens a second", rate, f"{result['tokens']} a step")
   table.add_row("model FLOP/s", f"{result['model_flops_per_second']:.3e}", "")
   table.add_row("MFU", f"{result['mfu']:.1%}" if result["mfu"] else "no peak known", "")
-  table.add_row("waste: padding", f"{lost['padding']:.1%}", "of the slots")
-  table.add_row("waste: across segments", f"{lost['across_segments']:.1%}", "of attention's pairs")
   table.add_row("to the first step", f"{result['seconds_to_first_step']:.1f} s", "")
   if "twin_seconds" in result:
     twin, ratio = result["twin_seconds"], result["times_as_fast"]
     for what, unit, of in (("twin's step", "s", twin), ("as fast as the twin", "x", ratio)):
       table.add_row(what, f"{of['median']:.3f} {unit}", f"{of['least']:.3f} .. {of['most']:.3f}")
-  Console(stderr=True).print(table)
 
 
 def parse(argv=None):
@@ -226,7 +235,7 @@ def parse(argv=None):
   p.add_argument("--latent_channels", type=int, default=16)
   p.add_argument("--state_width", type=int, default=384, help="of the text encoder; 0 for ids")
   p.add_argument("--vocabulary", type=int, default=1024)
-  p.add_argument("--turns", type=int, default=10, help="timed steps")
+  p.add_argument("--turns", type=int, default=10, help="timed steps; 0: only count")
   p.add_argument("--twin", action="store_true", help="beside the same network in PyTorch")
   p.add_argument("--json", action="store_true", help="only the JSON line")
   args = p.parse_args(argv)
@@ -255,7 +264,7 @@ def main(argv=None) -> None:
     with jax.set_mesh(mesh):
       result[name] = measure(config, mesh, settings, batch, args)
     if not args.json:
-      show(f"{name}, {mesh.size} x {device}, {result['backend']}", result[name])
+      show(f"{name}, {mesh.size} x {device}", result["backend"], result[name])
   print(json.dumps(result))
 
 
