@@ -117,7 +117,6 @@ def test_sigterm_outside_the_steps_leaves_at_once(sora, monkeypatch, tmp_path):
   assert signal.getsignal(signal.SIGTERM) is found
 
 
-@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 def test_a_tuple_that_the_config_leaves_empty_can_be_given():
   words = ["--config=experiments/demo.py:dit", "--config.data.weights=(1.0,2.0)"]
   assert load_config(words).data.weights == (1.0, 2.0)
