@@ -53,7 +53,9 @@ def fixed(settings: dict, *, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def mixed(settings: dict, mixture: str, *, width: int, seed: int = 0) -> dict[str, np.ndarray]:
-  """A step out of the middle of the plan of a mixture, without the clips that no row holds.
+  """The step of a mixture's plan whose cost is nearest to the mean of all steps.
+
+  Clips that no row holds are left out, which makes another mixture of it in short rows.
 
   Args:
     mixture: of `MIXTURES`.
@@ -77,7 +79,8 @@ def mixed(settings: dict, mixture: str, *, width: int, seed: int = 0) -> dict[st
   pool = Pool(columns=columns, rows=np.flatnonzero(fits))
   plan = plan_window(Mixture([pool], seed=seed), pack, epoch=0, window=0)
   rng = np.random.default_rng(seed)
-  first = plan.steps // 2 * settings["rows"]
+  costs = plan.costs.sum(axis=1)
+  first = int(np.argmin(abs(costs - costs.mean()))) * settings["rows"]
   bins = [plan.bin(first + i) for i in range(settings["rows"])]
   return _stack([_row(rng, one, columns, settings) for one in bins], settings)
 

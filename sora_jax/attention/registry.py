@@ -1,4 +1,7 @@
-"""Attention backends by name. The choice is made once, in `build`."""
+"""Attention backends by name. The choice is made once, in `build`.
+
+A segment is a run of equal ids, as rows are packed; `xla` alone would join runs of one id.
+"""
 
 import functools
 import importlib

@@ -20,12 +20,21 @@ def attention_backend(config, mesh) -> str:
     from sora_jax.attention.splash import check_slots  # Pallas takes its time to load
 
     check_slots(config.data.slots)
+  if name == "tokamax" and not _is_hopper(mesh.devices.flat[0]):
+    raise BadInput(
+      "attention: backend='tokamax' is for Hopper and Blackwell GPUs, and this one is"
+      f" {mesh.devices.flat[0].device_kind}. Set model.attention_backend=auto."
+    )
   if name == "tokamax" and config.model.dtype != "bfloat16":
     raise BadInput(
       f"attention: backend='tokamax' takes bfloat16, and model.dtype={config.model.dtype}. Set"
       " model.dtype=bfloat16, or model.attention_backend=auto."
     )
   return name
+
+
+def _is_hopper(device) -> bool:
+  return device.compute_capability in ("9.0", "10.0")
 
 
 def build_attention(config, mesh) -> Callable[..., jax.Array]:

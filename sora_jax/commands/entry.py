@@ -14,6 +14,7 @@ from typing import NoReturn
 from data_pipeline.errors import BadInput
 from sora_jax import __version__
 from sora_jax.commands.compiled import keep_compiled
+from sora_jax.train.age import begin_command
 
 # Command -> one line of help. Its module, of the same name, has `parser()` and `run(args)`.
 COMMANDS = {
@@ -70,6 +71,7 @@ def program() -> NoReturn:
 
 def run_command(name: str, argv: list[str]) -> dict:
   """Runs a command in this process and returns its result. Raises what went wrong."""
+  begin_command()
   module = importlib.import_module(f"sora_jax.commands.{name}")
   return module.run(module.parser().parse_args(argv))
 

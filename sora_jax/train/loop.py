@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sora_jax.train.age import process_seconds
+from sora_jax.train.age import command_seconds
 from sora_jax.train.feed import Fed, Feed
 from sora_jax.train.metrics import Counts, Meter, read_values
 from sora_jax.train.state import Progress, State
 from sora_jax.train.stop import Preempted, check_finite
-from sora_jax.train.stragglers import gather_hosts, summarise_hosts
+from sora_jax.train.stragglers import Hosts, summarise_hosts
 
 
 class Hook(NamedTuple):
@@ -61,7 +61,7 @@ def fit(
     report: takes the metrics of a step as plain numbers.
     save: takes a checked state and the progress that belongs to it; may write in the background.
     progress: of a restored state; of a new run, the loader's first cursor and zeros.
-    peak: FLOP/s of this process's devices; None where it is not known.
+    peak: FLOP/s of the devices that work on what `count` counts; None where it is not known.
     hooks: evaluations.
     watch: told of each step that is done; the next may be running.
     stop: asked after each step; a reason saves and leaves.
@@ -76,7 +76,7 @@ def fit(
   done = looked = saved = int(state.step)
   if done >= total_steps:
     return state, progress
-  meter = Meter(peak=peak)
+  meter, hosts = Meter(peak=peak), Hosts()
   feed = Feed(batches, put=put, count=count, progress=progress, meter=meter)
   state, metrics, fed = _first(step_fn, state, frozen, feed.take(), meter, events)
   for n in range(done + 1, total_steps + 1):
@@ -91,7 +91,7 @@ def fit(
       state, metrics = step_fn(state, frozen, ahead.arrays)
     jax.block_until_ready(late)
     if n == done + 1:
-      events("first_step", step=n, seconds=round(process_seconds(), 3))
+      events("first_step", step=n, seconds=round(command_seconds(), 3))
     meter.add(fed.counts)
     with meter:
       watch(n)
@@ -107,8 +107,8 @@ def fit(
     if logging:
       counters = {"tokens_seen": fed.progress.tokens_seen, "clips_seen": fed.progress.clips_seen}
       rates = meter.read()
-      hosts = summarise_hosts(gather_hosts(rates.pop("host_seconds")), rates["step_seconds"])
-      report(n, values | counters | rates | hosts)
+      late_hosts = summarise_hosts(hosts(rates.pop("host_seconds")), rates["step_seconds"])
+      report(n, values | counters | rates | late_hosts)
     if saving:
       with meter:
         save(n, state, fed.progress)

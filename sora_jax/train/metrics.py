@@ -36,7 +36,7 @@ class Meter:
   """Rates between two readings. Time inside its `with` block (compiling, saving) does not count.
 
   Args:
-    peak: FLOP/s of this process's devices, for `mfu`; None leaves that out.
+    peak: FLOP/s of the devices that work on what is counted, for `mfu`; None leaves that out.
   """
 
   def __init__(self, clock=time.perf_counter, peak: float | None = None):

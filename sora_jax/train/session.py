@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from data_pipeline.errors import BadInput
+from sora_jax.parallel.mesh import host_share
 from sora_jax.parallel.peaks import peak_flops
 from sora_jax.parallel.place import make_put
 from sora_jax.parallel.rules import Rules
@@ -20,7 +21,7 @@ from sora_jax.train.events import Events
 from sora_jax.train.loop import Hook, fit
 from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
 from sora_jax.train.profile import Profiler, keep_program
-from sora_jax.train.replicas import make_replica_check
+from sora_jax.train.replicas import coverage, make_replica_check
 from sora_jax.train.resume import check_config, check_resume, run_facts, warn_inexact
 from sora_jax.train.state import Progress, State, abstract_state, init_state, state_shardings
 from sora_jax.train.step import make_step
@@ -206,9 +207,18 @@ def train(
       Profiler(workdir / "profile", first=schedule.profile_first, steps=schedule.profile_steps)
     )
     hooks = list(task.hooks)
+    compare = None
     if schedule.replica_check_steps and mesh.size > 1:
-      check = make_replica_check(places, shapes, mesh)
-      hooks.append(Hook("replicas", schedule.replica_check_steps, check))
+      compare = make_replica_check(places, shapes, mesh)
+      hooks.append(Hook("replicas", schedule.replica_check_steps, compare))
+      share = coverage(places, shapes, mesh)
+      print(f"train: {share:.0%} of the state has replicas to compare", file=sys.stderr)
+
+    def save(n: int, state: State, progress: Progress) -> None:
+      if compare:  # else a damaged state would be what the next session begins with
+        compare(n, state)
+      checkpoints.save(n, state, progress, facts)
+
     with MetricsWriter(workdir, total_steps=schedule.total_steps, step=int(state.step)) as report:
       return fit(
         state,
@@ -221,7 +231,7 @@ def train(
         put=make_put(mesh),
         count=task.count,
         report=report,
-        save=lambda n, state, progress: checkpoints.save(n, state, progress, facts),
+        save=save,
         progress=progress,
         peak=local_peak(mesh),
         hooks=hooks,
@@ -232,9 +242,12 @@ def train(
 
 
 def local_peak(mesh) -> float | None:
-  """FLOP/s of this process's devices of a mesh; None where it is not known."""
+  """FLOP/s of the devices that work on this process's rows; None where it is not known.
+
+  Processes along `context` or `tensor` alone share their rows, and count them both.
+  """
   peak = peak_flops(mesh.devices.flat[0].device_kind)
-  return peak and peak * len(mesh.local_devices)
+  return peak and peak * mesh.size / host_share(mesh)[1]
 
 
 def warn_changes(warnings: list[str], events) -> None:

@@ -61,7 +61,11 @@ def attending(**changes):
   config.unlock()
   config.model.update({key: value for key, value in changes.items() if key in config.model})
   config.data.slots = changes.get("slots", 1024)
-  device = SimpleNamespace(platform=changes.get("platform", "cpu"))
+  device = SimpleNamespace(
+    platform=changes.get("platform", "cpu"),
+    compute_capability=changes.get("capability", "9.0"),
+    device_kind="a GPU",
+  )
   return attention_backend(config, SimpleNamespace(devices=np.array([device])))
 
 
@@ -71,6 +75,8 @@ def test_the_attention_of_a_config():
   assert attending(platform="gpu", attention_backend="tokamax", dtype="bfloat16") == "tokamax"
   with pytest.raises(BadInput, match="data.slots=700000 is above the 655360 of splash"):
     attending(platform="tpu", slots=700_000)
+  with pytest.raises(BadInput, match="'tokamax' is for Hopper and Blackwell GPUs, and this one"):
+    attending(platform="gpu", attention_backend="tokamax", capability="8.0")
   with pytest.raises(BadInput, match="'tokamax' takes bfloat16, and model.dtype=float32"):
     attending(platform="gpu", attention_backend="tokamax", dtype="float32")
 

@@ -13,7 +13,7 @@ from flax import nnx  # noqa: E402
 
 from sora_jax.models.dit import RULES, DiT  # noqa: E402
 from sora_jax.parallel.mesh import make_mesh  # noqa: E402
-from sora_jax.train.replicas import ReplicasDiffer, make_replica_check  # noqa: E402
+from sora_jax.train.replicas import ReplicasDiffer, coverage, make_replica_check  # noqa: E402
 from sora_jax.train.state import init_state, state_shardings  # noqa: E402
 
 MODEL = dict(patch_dim=16, width=64, depth=2, heads=4, mlp="swiglu", mlp_ratio=4.0, vocabulary=9)
@@ -66,6 +66,11 @@ def main() -> None:
   for part in ("params", "opt"):
     name = next(n for n in names if n.startswith(part) and "qkv/kernel" in n)
     result[part] = complaint(check, with_leaf(name, lambda x: damaged(x, 5, 3)))
+  name = next(n for n in names if n.startswith("params") and "qkv/kernel" in n)
+  result["first"] = complaint(check, with_leaf(name, lambda x: damaged(x, 1, 3)))
+  result["coverage"] = coverage(places, shapes, mesh)
+  alone = make_mesh(data=1, fsdp=8, context=1, tensor=1)
+  result["fsdp"] = coverage(state_shardings(shapes, RULES, alone), shapes, alone)
   swap = next(n for n in names if n.startswith("ema") and "table" in n)
 
   def swapped(array):

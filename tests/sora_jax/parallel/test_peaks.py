@@ -21,6 +21,8 @@ from sora_jax.parallel.peaks import peak_flops
     ("NVIDIA A100-SXM4-80GB", 312),
     ("NVIDIA L40S", 362),
     ("NVIDIA L4", 121),
+    ("NVIDIA L40", 181),
+    ("NVIDIA H200 NVL", 835),
   ],
 )
 def test_peak_of_a_kind(kind, tera):
@@ -28,4 +30,5 @@ def test_peak_of_a_kind(kind, tera):
 
 
 def test_no_peak_is_made_up():
-  assert peak_flops("cpu") is None and peak_flops("NVIDIA GeForce RTX 9090") is None
+  for kind in ("cpu", "NVIDIA GeForce RTX 9090", "NVIDIA RTX A1000", "NVIDIA H100 MIG 1g.10gb"):
+    assert peak_flops(kind) is None

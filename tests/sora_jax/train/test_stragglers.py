@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sora_jax.train.stragglers import gather_hosts, summarise_hosts
+from sora_jax.train.stragglers import Hosts, summarise_hosts
 
 PROGRAM = Path(__file__).parents[2] / "support" / "two_hosts.py"
 
@@ -21,7 +21,7 @@ def test_the_slowest_host_and_how_much_of_a_step_it_costs():
 
 
 def test_one_host_is_never_behind():
-  found = summarise_hosts(gather_hosts(0.3), 0.5)
+  found = summarise_hosts(Hosts()(0.3), 0.5)
   assert found == {"host_seconds": [0.3], "slowest_host": 0, "straggling": 0.0}
 
 
