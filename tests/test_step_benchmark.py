@@ -6,7 +6,8 @@ import pytest
 from experiments.benchmarks import batches
 from experiments.benchmarks.step import BLOCKS, parse, waste
 
-SETTINGS = dict(slots=1024, rows=4, patch=(1, 2, 2), patch_width=8, state_width=6, vocabulary=9)
+SETTINGS = dict(slots=1024, caption_slots=512, rows=4, patch=(1, 2, 2))
+SETTINGS |= dict(patch_width=8, state_width=6, vocabulary=9)
 
 
 def test_one_video_a_row_fills_it():

@@ -41,7 +41,7 @@ def fixed(settings: dict, *, seed: int = 0) -> dict[str, np.ndarray]:
   """One video a row, as long as fits: whole frames of patches and a caption.
 
   Args:
-    settings: slots, rows, patch, patch_width (p), state_width (k), vocabulary.
+    settings: slots, caption_slots, rows, patch, patch_width (p), state_width (k), vocabulary.
   """
   rng = np.random.default_rng(seed)
   room = settings["slots"] - CAPTION
@@ -65,10 +65,11 @@ def mixed(settings: dict, mixture: str, *, width: int, seed: int = 0) -> dict[st
   for side, p in zip("fhw", settings["patch"], strict=True):  # whole patches
     columns[side] = np.maximum(1, columns[side] // p) * p
   patches = np.prod([columns[s] // p for s, p in zip("fhw", settings["patch"], strict=True)], 0)
-  fits = patches + columns["caption_tokens"] <= settings["slots"]
+  captions = columns["caption_tokens"]
+  fits = (patches + captions <= settings["slots"]) & (captions <= settings["caption_slots"])
   pack = PackSettings(
     slots=settings["slots"],
-    caption_slots=settings["slots"] // 2,
+    caption_slots=settings["caption_slots"],
     segments=256,
     rows=settings["rows"],
     patch=settings["patch"],

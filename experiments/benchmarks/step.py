@@ -67,6 +67,7 @@ def make_settings(config, args) -> dict:
   settings = dit_settings(config, latent_channels=args.latent_channels, text=text)
   return dict(
     slots=config.data.slots,
+    caption_slots=config.data.caption_slots,
     rows=config.data.rows,
     patch=tuple(config.model.patch),
     patch_width=settings["patch_dim"],
@@ -240,6 +241,8 @@ def parse(argv=None):
   p.add_argument("--json", action="store_true", help="only the JSON line")
   args = p.parse_args(argv)
   args.batches = args.batches.split(",")
+  if args.turns < 0:
+    raise BadInput(f"--turns={args.turns} is below 0. Give a number of steps.")
   if set(args.batches) - {"fixed", "mixed"}:
     raise BadInput(f"--batches={','.join(args.batches)} is not fixed, mixed, or both.")
   if args.config.model.name != "dit":
@@ -272,4 +275,5 @@ if __name__ == "__main__":
   try:
     main()
   except BadInput as error:
-    sys.exit(f"step: {error}")
+    print(f"step: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -42,12 +42,16 @@ def build_optimizer(config):
     BadInput: as `make_optimizer`; a decay that is none, or twice the same.
   """
   settings = config.optim.to_dict()
-  ema_decay, more = settings.pop("ema_decay"), tuple(settings.pop("more_ema_decays"))
-  if len({ema_decay, *more}) <= len(more) or not all(0 <= decay <= 1 for decay in more):
+  ema_decay, more = settings.pop("ema_decay"), settings.pop("more_ema_decays")
+  numbers = isinstance(more, (tuple, list)) and all(isinstance(x, (int, float)) for x in more)
+  if not numbers or not all(0 <= decay <= 1 for decay in more):
+    raise BadInput(f"optim: more_ema_decays={more!r} is no tuple of numbers in [0, 1]. Correct it.")
+  if len({ema_decay, *more}) <= len(more):
     raise BadInput(
-      f"optim: more_ema_decays={more} beside ema_decay={ema_decay} must differ, and lie in [0, 1]."
+      f"optim: more_ema_decays={more} has one twice, or that of ema_decay={ema_decay}, which is"
+      " kept anyway. Leave it out."
     )
-  return make_optimizer(**settings, total_steps=config.total_steps), ema_decay, more
+  return make_optimizer(**settings, total_steps=config.total_steps), ema_decay, tuple(more)
 
 
 def build_rate(config):
@@ -59,10 +63,15 @@ def build_rate(config):
 
 def build_gradient(config, mesh, loss, merge):
   """The gradient of a loss in the config's microbatches; `merge` puts their metrics together."""
+  check_microbatches(config, mesh)
+  return make_gradient(loss, merge, steps=config.accumulate_steps, ranks=mesh_ranks(mesh))
+
+
+def check_microbatches(config, mesh) -> None:
+  """Raises BadInput for rows that do not divide into the config's microbatches."""
   steps, ranks, rows = config.accumulate_steps, mesh_ranks(mesh), config.data.rows
   if steps < 1 or rows % (steps * ranks):
     raise BadInput(
       f"config: accumulate_steps={steps} times {ranks} ranks (mesh.data * mesh.fsdp) does not"
-      f" divide data.rows={rows}. Each rank gives every microbatch the same number of rows."
+      f" divide data.rows={rows}, and each rank gives every microbatch as many rows. Change one."
     )
-  return make_gradient(loss, merge, steps=steps, ranks=ranks)

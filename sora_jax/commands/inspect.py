@@ -92,6 +92,8 @@ def run(args) -> dict:
         say(f"{key:14} {facts[key]}")
       for part in ("params", "ema", "opt"):
         say(f"{part + '_sha256':14} {facts[part + '_sha256']}")
+      for decay, digest in facts["averages_sha256"].items():
+        say(f"{'ema:' + decay:14} {digest}")
       say(f"config         {Path(args.workdir) / 'config.json'}")
     return facts
   if args.limit < 0:

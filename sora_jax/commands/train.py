@@ -19,7 +19,7 @@ from data_pipeline.errors import BadInput
 from data_pipeline.row import check_alike
 from sora_jax.build.attention import attention_backend, build_attention
 from sora_jax.build.dit import check_patch, dit_task
-from sora_jax.build.run import build_mesh, build_optimizer, build_schedule
+from sora_jax.build.run import build_mesh, build_optimizer, build_schedule, check_microbatches
 from sora_jax.build.vae import clips_of, vae_task
 from sora_jax.commands.data import make_world
 from sora_jax.commands.encode import encode_dataset
@@ -93,6 +93,7 @@ def run_training(config, workdir: Path) -> dict:
   schedule, mesh = build_schedule(config), build_mesh(config)
   # These refuse before data is made.
   build_optimizer(config)
+  check_microbatches(config, mesh)
   if config.model.name == "dit":
     build_attention(config, mesh)
   with lock(workdir):

@@ -64,7 +64,8 @@ def make_schedule(
   if schedule != "constant" and not 0 < length <= total_steps - warmup_steps:
     raise BadInput(
       f"optim: schedule={schedule} with warmup_steps={warmup_steps}, decay_steps={decay_steps} does"
-      f" not fit into total_steps={total_steps}. Shorten the phases, or train longer."
+      f" not fit into total_steps={total_steps}. Lower optim.warmup_steps or decay_steps, or train"
+      " longer."
     )
 
   def rate(count):
