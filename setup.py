@@ -48,9 +48,10 @@ DATA = [
   "rapidocr",
   "scenedetect-headless",
 ]
+PLAN = ["libtpu"]
 # tokamax needs a whole tracing stack beside it on later Pythons: its tests run on 3.11.
-TEST = [*DATA, "hypothesis", "ImageHash", "imageio-ffmpeg", "pytest", "pytest-xdist", "scipy"]
-TEST += ['tokamax ; python_version < "3.12"']
+TEST = [*DATA, *PLAN, "hypothesis", "ImageHash", "imageio-ffmpeg", "pytest", "pytest-xdist"]
+TEST += ["scipy", 'tokamax ; python_version < "3.12"']
 DEV = [*TEST, "pyright[nodejs]", "ruff"]
 
 setup(
@@ -68,6 +69,7 @@ setup(
     "cuda": ["jax[cuda13]"],
     "hopper": ["jax[cuda13]", "tokamax"],
     "data": DATA,
+    "plan": PLAN,
     "test": TEST,
     "bench": ["torch"],
     "dev": DEV,

@@ -56,7 +56,25 @@ def optimizer(lr: float, warmup_steps: int, **changes) -> dict:
     clip_sigmas=0.0,  # above 0: also clips at so many deviations above the mean of the norms
     clip_decay=0.99,
     momentum_dtype="float32",  # or bfloat16: of the first moments
-    ema_decay=0.999,  # of the average that is evaluated, sampled and exported
+    variance_dtype="float32",  # or bfloat16, with b2 of .98 or less: of the second ones
+    ema_decay=0.999,  # of the average that is evaluated, sampled and exported; 0: none is kept
     more_ema_decays=(),  # of further ones that checkpoints keep: --weights=ema:0.9999
   )
   return {**settings, **changes}
+
+
+def expected(clips: tuple, **changes) -> dict:
+  """What `sora plan` has to know of data that are not there.
+
+  `clips`: ((tokens of a clip with its caption, share of all tokens), ...). `caption_tokens` is the
+  mean of a caption, `text_width` that of the text encoder's states (0: ids of a `vocabulary`).
+  """
+  settings = dict(
+    clips=clips, caption_tokens=128, latent_channels=16, text_width=4096, vocabulary=0
+  )
+  return {**settings, **changes}
+
+
+def video_tokens(frames: int, width: int, height: int) -> int:
+  """Tokens of a clip's patches: a VAE of 4x8x8, patches of 1x2x2."""
+  return ((frames - 1) // 4 + 1) * (width // 16) * (height // 16)

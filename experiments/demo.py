@@ -84,6 +84,7 @@ def dit() -> ConfigDict:
     mlp_ratio=4.0,
     pooled_caption=True,
     dtype="float32",
+    param_dtype="float32",
     prediction="clean",
     zero_init=True,
     attention_backend="auto",
@@ -108,6 +109,7 @@ def dit() -> ConfigDict:
     shift=1.0,
     rows=32,
   )
+  c.plan = common.expected(((24, 1.0),), caption_tokens=12, latent_channels=8, text_width=384)
   return c
 
 
@@ -119,6 +121,7 @@ def debug() -> ConfigDict:
   c.data.update(path="", slots=128, caption_slots=100, segments=8, rows=4)
   c.codec = dict(name="space_to_depth", time_factor=4, space_factor=8)
   c.codec_text = "bytes"
+  c.plan.update(latent_channels=768, text_width=0, vocabulary=258)  # of that codec, and of bytes
   c.model.update(width=64, depth=2, heads=2)
   c.every = common.every(log_steps=1, checkpoint_steps=10, evaluate_steps=30)
   c.evaluate.batches = 1

@@ -153,6 +153,7 @@ def dit(gpu: bool = False) -> ConfigDict:
     mlp_ratio=4.0,
     pooled_caption=True,
     dtype="float32",
+    param_dtype="float32",
     prediction="clean",
     zero_init=True,
     attention_backend="auto",
@@ -177,6 +178,7 @@ def dit(gpu: bool = False) -> ConfigDict:
     shift=1.0,
     rows=4,
   )
+  c.plan = common.expected(((220, 1.0),), caption_tokens=24, text_width=384)
   return c
 
 
@@ -218,6 +220,7 @@ def debug() -> ConfigDict:
   c.data.update(path="", rows=2)
   c.codec = dict(name="space_to_depth", time_factor=4, space_factor=8)
   c.codec_text = "bytes"
+  c.plan.update(latent_channels=768, text_width=0, vocabulary=258)  # of that codec, and of bytes
   c.model.update(width=64, depth=2, heads=2)
   c.optim.warmup_steps = 5
   c.every.update(log_steps=1, checkpoint_steps=10)

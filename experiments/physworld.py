@@ -87,6 +87,7 @@ def dit() -> ConfigDict:
     mlp_ratio=4.0,
     pooled_caption=True,
     dtype="bfloat16",
+    param_dtype="float32",
     prediction="clean",
     zero_init=True,
     attention_backend="auto",
@@ -111,6 +112,7 @@ def dit() -> ConfigDict:
     shift=1.0,
     rows=32,
   )
+  c.plan = common.expected(((160, 1.0),), caption_tokens=16, text_width=384)
   return c
 
 
@@ -122,6 +124,7 @@ def debug() -> ConfigDict:
   c.data.update(path="", slots=1024, caption_slots=256, segments=16, rows=2, threads=2, prefetch=2)
   c.codec = dict(name="space_to_depth", time_factor=4, space_factor=8)
   c.codec_text = "bytes"
+  c.plan.update(latent_channels=768, text_width=0, vocabulary=258)  # of that codec, and of bytes
   c.model.update(width=64, depth=2, heads=2, dtype="float32")
   c.optim.warmup_steps = 5
   c.every = common.every(log_steps=1, checkpoint_steps=10, evaluate_steps=10)

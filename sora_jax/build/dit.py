@@ -36,6 +36,7 @@ DIT_SETTINGS = (
   "mlp_ratio",
   "pooled_caption",
   "dtype",
+  "param_dtype",
   "zero_init",
 )
 MIX_SETTINGS = ("weights", "caption_weights", "skip_steps")  # of `config.data`, how clips are drawn
@@ -94,6 +95,27 @@ def loss_settings(config, mesh) -> dict:
   )
 
 
+def dit_learning(config, mesh, settings: dict) -> dict:
+  """What a DiT's `Task` has that no data decide; `settings` are those of `dit_settings`."""
+  check_prediction(config)
+  optimizer, ema_decay, more_decays = build_optimizer(config)
+  density = make_density(**config.diffusion.density)
+  weighting = make_weighting(**config.diffusion.weighting)
+  loss = make_dit_loss(
+    dit_structure(settings), density, weighting, **loss_settings(config, mesh)
+  )
+  return dict(
+    init=lambda: nnx.state(DiT(**settings, rngs=nnx.Rngs(config.seed))),
+    gradient=build_gradient(config, mesh, loss, merge_by_time),
+    optimizer=optimizer,
+    ema_decay=ema_decay,
+    more_decays=more_decays,
+    rules=DIT_RULES,
+    rate=build_rate(config),
+    count=partial(count_packed, **flop_settings(settings)),
+  )
+
+
 def packed_batches(config, datasets, cursor, *, share, split: str, dropout, given, **mix):
   """The loader of `config.data` on a split; `mix` are settings of the mixture.
 
@@ -119,7 +141,6 @@ def packed_batches(config, datasets, cursor, *, share, split: str, dropout, give
 
 def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
   """Text-to-video training on a latent dataset, or on several mixed by weight."""
-  check_prediction(config)
   dataset = datasets[0]  # one VAE and one text encoder made them all: the loader checks it
   name = choose_tokenizer(datasets, config.data.text)
   text, latent_channels = dataset.meta["texts"][name], cast(int, dataset.latent_channels)
@@ -131,10 +152,7 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
         " without any (bytes)."
       )
   settings = dit_settings(config, latent_channels=latent_channels, text=text)
-  structure, shared = dit_structure(settings), loss_settings(config, mesh)
-  optimizer, ema_decay, more_decays = build_optimizer(config)
-  density = make_density(**config.diffusion.density)
-  weighting = make_weighting(**config.diffusion.weighting)
+  learning = dit_learning(config, mesh, settings)
   share, hooks = host_share(mesh), []
   if config.every.evaluate_steps:
     kept_out = check_held_out(config, datasets)
@@ -142,16 +160,11 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
       config, kept_out, None, share=share, split="held_out", dropout=0.0, given=0.0
     )
     kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
-    score = make_held_out_loss(structure, kept, **shared)
-    hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
+    score = make_held_out_loss(dit_structure(settings), kept, **loss_settings(config, mesh))
+    evaluate = lambda step, state: score(state.averaged)  # noqa: E731
+    hooks = [Hook("held_out", config.every.evaluate_steps, evaluate)]
   return Task(
-    init=lambda: nnx.state(DiT(**settings, rngs=nnx.Rngs(config.seed))),
-    gradient=build_gradient(
-      config, mesh, make_dit_loss(structure, density, weighting, **shared), merge_by_time
-    ),
-    optimizer=optimizer,
-    ema_decay=ema_decay,
-    rules=DIT_RULES,
+    **learning,
     batches=lambda cursor: packed_batches(
       config,
       datasets,
@@ -162,11 +175,8 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
       given=config.data.given_first_frame,
       **{name: config.data[name] for name in MIX_SETTINGS},
     ),
-    count=partial(count_packed, **flop_settings(settings)),
     hooks=hooks,
     dataset_fingerprint=" ".join(each.fingerprint for each in datasets),
-    rate=build_rate(config),
-    more_decays=more_decays,
   )
 
 

@@ -41,7 +41,8 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
     held_out = batches(None, split="held_out")
     kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
     score = make_reconstruction_score(structure, kept)
-    hooks = [Hook("held_out", config.every.evaluate_steps, lambda step, state: score(state.ema))]
+    evaluate = lambda step, state: score(state.averaged)  # noqa: E731
+    hooks = [Hook("held_out", config.every.evaluate_steps, evaluate)]
   return Task(
     init=lambda: nnx.state(make_codec(codec, seed=config.seed)),
     gradient=build_gradient(config, mesh, loss, merge_vae_metrics),

@@ -24,6 +24,7 @@ COMMANDS = {
   "train": "train a VAE or a DiT; resumes by itself",
   "sample": "make video from prompts",
   "eval": "score a run: do its samples follow their captions?",
+  "plan": "compile a run for a pod that is not there: fits? how fast? what cost?",
   "inspect": "show what is in a run or a dataset",
   "demo": "all of it, from nothing to a measured video",
 }

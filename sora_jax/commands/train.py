@@ -129,7 +129,7 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
       init_weights=config.init_weights,
     )
   if not is_dit:
-    export_vae(config, state.ema, int(state.step), datasets[0], workdir)
+    export_vae(config, state.averaged, int(state.step), datasets[0], workdir)
   return {
     "workdir": str(workdir),
     "step": int(state.step),

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from data_pipeline.errors import BadInput
-from sora_jax.models.remat import BLOCK_INPUT, rematerialised
+from sora_jax.models.remat import BLOCK_INPUT, recomputing, rematerialised
 from sora_jax.nn.block import Block, modulate
 from sora_jax.nn.embed import EXACT, CaptionEmbedding, CaptionPool, LevelEmbedding
 from sora_jax.nn.gather import gather_rows
@@ -20,6 +20,8 @@ from sora_jax.typed import Array, Float, typed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 POSITION_FEATURES = 64
+COLUMNS = PartitionSpec("data", None, "fsdp")  # [b,u,d]: rows of all of `fsdp`, a share of columns
+COLUMNS_WHOLE = PartitionSpec("data")
 
 # Where parameters lie: kernels in shards of the model's width, vectors whole. Stacked layers lead
 # with depth.
@@ -45,7 +47,9 @@ class DiT(nnx.Module):
     mlp: "gelu" or "swiglu"; `mlp_ratio` its hidden width over `width` (SwiGLU at equal parameters).
     state_width: k of the caption token states, 0 to embed `vocabulary` token ids.
     pooled_caption: the modulation also knows a mean over the segment's caption tokens.
-    dtype: of matrix products, "float32" or "bfloat16"; parameters, norms, modulation are float32.
+    dtype: of matrix products, "float32" or "bfloat16"; norms and modulation are float32.
+    param_dtype: of the blocks' kernels and biases; all other parameters are float32. In bfloat16,
+      updates of less than 1/256 of a number are lost.
     zero_init: zero gates and head (a new model is the identity and predicts 0); False draws them,
       which parity tests need.
   """
@@ -63,11 +67,13 @@ class DiT(nnx.Module):
     vocabulary,
     pooled_caption,
     dtype,
+    param_dtype,
     zero_init,
     rngs: nnx.Rngs,
   ):
-    if dtype not in DTYPES:
-      raise BadInput(f"dit: dtype={dtype!r} is not one of {sorted(DTYPES)}.")
+    for setting, name in dict(dtype=dtype, param_dtype=param_dtype).items():
+      if name not in DTYPES:
+        raise BadInput(f"dit: {setting}={name!r} is not one of {sorted(DTYPES)}.")
     if min(width, depth, heads) < 1 or not 0 < mlp_ratio < math.inf:
       raise BadInput(
         f"dit: width={width}, depth={depth}, heads={heads} must be at least 1, "
@@ -84,8 +90,9 @@ class DiT(nnx.Module):
     self.pool = CaptionPool(width, dtype=self.dtype, rngs=rngs) if pooled_caption else None
     exact: dict[str, Any] = dict(kernel_init=gates, precision=EXACT, rngs=rngs)
     self.modulation = nnx.Linear(width, 6 * width, **exact)
+    dtypes = dict(dtype=self.dtype, param_dtype=DTYPES[param_dtype])
     make_block = lambda r: Block(  # noqa: E731
-      width, heads, mlp=mlp, mlp_ratio=mlp_ratio, dtype=self.dtype, zero_init=zero_init, rngs=r
+      width, heads, mlp=mlp, mlp_ratio=mlp_ratio, **dtypes, zero_init=zero_init, rngs=r
     )
     self.blocks = nnx.vmap(make_block, axis_size=depth)(rngs.split(depth))
     self.head_modulation = nnx.Linear(width, 2 * width, **exact)
@@ -107,7 +114,9 @@ class DiT(nnx.Module):
     Returns:
       The prediction (clean patch or velocity, as trained), float32; undefined in caption slots.
     """
-    caption = self.caption(batch["text_ids"], batch.get("text_states"))
+    # What slots gather from is whole on every device of a row: XLA would else divide its width, and
+    # move what was gathered.
+    caption = constrain(self.caption(batch["text_ids"], batch.get("text_states")), ROWS)
     is_caption = (batch["text_index"] >= 0)[..., None]
     x = jnp.where(
       is_caption, gather_rows(caption, batch["text_index"]), self.patches(z.astype(self.dtype))
@@ -117,21 +126,26 @@ class DiT(nnx.Module):
     condition = self.level(t)
     if self.pool is not None:
       condition += self.pool(caption, batch["text_index"], batch["segment"], t.shape[1])
-    condition = constrain(nnx.silu(condition), ROWS)
+    condition = constrain(nnx.silu(condition), COLUMNS_WHOLE)
     angles = rotary_angles(batch["position"], self.head_dim)
     attend_here = lambda q, k, v: attend(q, k, v, batch["segment"])  # noqa: E731
-    x = self._run_blocks(
-      x, self.modulation(condition), batch["level_index"], angles, attend_here, remat
-    )
-    levels = gather_rows(self.head_modulation(condition), batch["level_index"])
-    return self.head(modulate(x, *jnp.split(levels, 2, -1)))
+    shared = self._modulate(self.modulation, condition)
+    x = self._run_blocks(x, shared, batch["level_index"], angles, attend_here, remat)
+    last = jnp.split(self._modulate(self.head_modulation, condition), 2, -1)
+    return self.head(modulate(x, *(gather_rows(part, batch["level_index"]) for part in last)))
+
+  def _modulate(self, layer, condition):
+    """A modulation [b,u,...] where its rows are. The kernel stays where it lies: it is large and
+    the levels are few, so these come to its shards, and their share of the columns goes back."""
+    return constrain(constrain(layer(condition), COLUMNS), ROWS)
 
   def _run_blocks(self, x, shared, level_index, angles, attend, remat):
     """Scans over the stacked layers: compile time does not grow with depth."""
     structure, stacked = nnx.split(self.blocks)
+    again = recomputing(remat)
 
     def layer(x, parameters):
       x = checkpoint_name(constrain(x, SLOTS), BLOCK_INPUT)
-      return nnx.merge(structure, parameters)(x, shared, level_index, angles, attend), None
+      return nnx.merge(structure, parameters)(x, shared, level_index, angles, attend, again), None
 
     return jax.lax.scan(rematerialised(layer, remat), x, stacked)[0]

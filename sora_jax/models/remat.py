@@ -7,6 +7,10 @@
 | block | its input | the whole block |
 | offload | its input, in the host's memory | the whole block |
 
+With any but `none`, the backward pass of a block also computes norms, modulation, rotations and
+activations when it comes to them: kept from the block's own recomputation, their float32 arrays
+would be most of what it needs.
+
 Source: Chen et al. 2016, arXiv:1604.06174 (one checkpoint a layer).
 """
 
@@ -45,3 +49,8 @@ def rematerialised(layer: Callable, remat: str) -> Callable:
   if remat == "none":
     return layer
   return jax.checkpoint(layer, prevent_cse=False, policy=POLICIES[remat])
+
+
+def recomputing(remat: str) -> Callable:
+  """What wraps a function of a layer that is cheap to compute again: keeps its arguments alone."""
+  return (lambda function: function) if remat == "none" else jax.checkpoint

@@ -19,6 +19,11 @@ SPECS = dict.fromkeys(
 ) | {"video": PIXELS}
 
 
+def batch_sharding(key: str, mesh: Mesh) -> NamedSharding:
+  """Where an array of a batch lies."""
+  return NamedSharding(mesh, SPECS.get(key, ROWS))
+
+
 def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
   """Says inside of jit where an activation lies; nothing where there is no mesh, as in sampling."""
   if jax.sharding.get_abstract_mesh().empty:
@@ -50,14 +55,13 @@ def make_put(mesh: Mesh):
     return {key: place(key, value) for key, value in kept.items()}
 
   def place(key: str, value: np.ndarray) -> jax.Array:
-    spec = SPECS.get(key, ROWS)
-    axis = len(spec) - 1
+    sharding = batch_sharding(key, mesh)
+    axis = len(sharding.spec) - 1
     if axis and value.shape[axis] % context:
       raise BadInput(
         f"batch: {key} has {value.shape[axis]} along axis {axis}, which mesh.context={context} does"
         " not divide. Set data.slots (data.height of a VAE) to a multiple of it."
       )
-    sharding = NamedSharding(mesh, spec)
     if hosts == 1 and jax.process_count() == 1:
       return jax.device_put(value, sharding)
     first = rank * len(value)

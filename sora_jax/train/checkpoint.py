@@ -205,7 +205,7 @@ class Checkpoints:
         if decay:
           shapes.setdefault(field, {})[decay] = tree[field][decay]
         else:
-          shapes[field] = tree[field]
+          shapes[field] = tree.get(field) or {}  # a run may keep no average
       ask = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
       state = handler.restore(
         path, args=ocp_args.PyTreeRestore(item=shapes, restore_args=ask, partial_restore=True)

@@ -143,7 +143,27 @@ def _muon(rate, *, b1, b2, eps, weight_decay, momentum_dtype):
 
 
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
-MOMENTA = {"float32": None, "bfloat16": jnp.bfloat16}  # None: as the parameters are
+MOMENTS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def store_variance(rule: optax.GradientTransformation, dtype) -> optax.GradientTransformation:
+  """`rule` with its second moments kept in a dtype; it computes with them in float32.
+
+  Optax keeps them as the parameters are.
+  """
+
+  def cast(state, dtype):
+    def one(path, leaf):
+      return leaf.astype(dtype) if "nu" in path_name(path).split("/") else leaf
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+  def update(updates, state, params=None):
+    updates = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
+    updates, state = rule.update(updates, cast(state, jnp.float32), params)
+    return updates, cast(state, dtype)
+
+  return optax.GradientTransformation(lambda params: cast(rule.init(params), dtype), update)
 
 
 def make_optimizer(
@@ -163,12 +183,14 @@ def make_optimizer(
   clip_sigmas: float,
   clip_decay: float,
   momentum_dtype: str,
+  variance_dtype: str,
 ) -> optax.GradientTransformation:
   """Clipping by the global norm (None: no clipping) and by its history (see `clip_by_history`;
   `clip_sigmas` 0: not), then the named optimiser.
 
-  `momentum_dtype` is of the first moments (AdamW's, Muon's momentum). Second moments stay float32:
-  bfloat16 has 8 bits, and an average that moves by 1-b2 of its size a step would stand still.
+  `momentum_dtype` is of the first moments (AdamW's, Muon's momentum), `variance_dtype` of the
+  second ones. An average in bfloat16, of 8 bits, stands still where it should move by less than
+  1/256 of its size a step: 1-b2 has to be well above that.
 
   Weight decay is decoupled, times the learning rate (Loshchilov & Hutter 2019, arXiv:1711.05101),
   and leaves biases, norms and single tokens alone, see `decay_mask`.
@@ -178,9 +200,14 @@ def make_optimizer(
   """
   if name not in OPTIMIZERS:
     raise BadInput(f"optim: name={name!r} is not one of {', '.join(OPTIMIZERS)}.")
-  if momentum_dtype not in MOMENTA:
+  dtypes = dict(momentum_dtype=momentum_dtype, variance_dtype=variance_dtype)
+  for setting, dtype in dtypes.items():
+    if dtype not in MOMENTS:
+      raise BadInput(f"optim: {setting}={dtype!r} is not one of {', '.join(MOMENTS)}.")
+  if variance_dtype == "bfloat16" and 1 - b2 < 1 / 64:
     raise BadInput(
-      f"optim: momentum_dtype={momentum_dtype!r} is not one of {', '.join(MOMENTA)}."
+      f"optim: variance_dtype=bfloat16 with b2={b2} would stand still: it moves by {1 - b2:.2g} of"
+      " its size a step, of which bfloat16 sees 1/256. Set b2=0.95, or variance_dtype=float32."
     )
   if not 0 < lr < math.inf or not (clip_norm is None or 0 < clip_norm < math.inf):
     raise BadInput(f"optim: lr={lr}, clip_norm={clip_norm} must be positive.")
@@ -198,7 +225,8 @@ def make_optimizer(
     min_lr_ratio=min_lr_ratio,
   )
   settings = dict(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-  rule = OPTIMIZERS[name](rate, **settings, momentum_dtype=MOMENTA[momentum_dtype])
+  rule = OPTIMIZERS[name](rate, **settings, momentum_dtype=MOMENTS[momentum_dtype])
+  rule = store_variance(rule, MOMENTS[variance_dtype])
   clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
   history = [clip_by_history(clip_sigmas, clip_decay)] if clip_sigmas else []
   return optax.chain(clip, *history, rule)
@@ -226,7 +254,7 @@ def advance(state: State, gradients, optimizer, *, ema_decay: float) -> tuple[St
   """
   updates, opt = optimizer.update(gradients, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
-  ema = ema_update(state.ema, params, ema_decay, state.step)
+  ema = ema_update(state.ema, params, ema_decay, state.step) if state.ema else {}
   averages = {
     decay: ema_update(average, params, float(decay), state.step)
     for decay, average in state.averages.items()

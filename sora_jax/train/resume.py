@@ -20,6 +20,7 @@ MAY_CHANGE = (
   "every.*",
   "keep.*",
   "evaluate.*",
+  "plan.*",
   "profile.*",
   "sample.*",
   "init_from",

@@ -35,7 +35,7 @@ class Task(NamedTuple):
   Attributes:
     init: makes the parameter tree; traced under jit.
     gradient: `(params, frozen, batch) -> ((loss, metrics), gradients)`, see `make_gradient`.
-    optimizer, ema_decay, rules: of optax; of the average; sharding of the parameters.
+    optimizer, ema_decay, rules: of optax; of the average, 0 for none; sharding of the parameters.
     more_decays: of further averages.
     batches: cursor or None -> endless iterator with `cursor` and `fingerprint`.
     count: host batch -> `Counts`.
@@ -60,7 +60,12 @@ class Task(NamedTuple):
 
   def init_state(self, params) -> State:
     """A state at step 0."""
-    return init_state(params, self.optimizer, self.more_decays)
+    return init_state(params, self.optimizer, self.more_decays, ema=self.ema_decay > 0)
+
+  def describe_state(self, mesh) -> tuple[State, State]:
+    """Shapes of a state, and where it lies on a mesh."""
+    shapes = jax.eval_shape(lambda: self.init_state(self.init()))
+    return shapes, state_shardings(shapes, self.rules, mesh)
 
 
 class Schedule(NamedTuple):
@@ -138,6 +143,14 @@ def log_rate(step_fn: Callable, rate: Callable | None) -> Callable:
   return step
 
 
+def jit_step(task: Task, places: State):
+  """The train step as it runs: `(state, frozen, batch) -> (state, metrics)`, the state donated."""
+  step = make_step(task.gradient, task.optimizer, ema_decay=task.ema_decay)
+  return jax.jit(
+    log_rate(step, task.rate), donate_argnums=0, out_shardings=(places, None)
+  )
+
+
 def train(
   task: Task,
   workdir: Path,
@@ -160,8 +173,7 @@ def train(
     BadInput: the workdir is of another config or another dataset.
     Stop: not finite, disk full, or preempted (see `stop.py`).
   """
-  shapes = jax.eval_shape(lambda: task.init_state(task.init()))
-  places = state_shardings(shapes, task.rules, mesh)
+  shapes, places = task.describe_state(mesh)
   with (
     Events(workdir) as events,
     Signals() as stop,
@@ -196,11 +208,7 @@ def train(
     warn_changes(warn_inexact(jax.default_backend(), os.environ.get("XLA_FLAGS", "")), events)
     keep_config(workdir, config)
     cut_back(workdir, int(state.step))
-    step_fn = jax.jit(
-      log_rate(make_step(task.gradient, task.optimizer, ema_decay=task.ema_decay), task.rate),
-      donate_argnums=0,
-      out_shardings=(places, None),
-    )
+    step_fn = jit_step(task, places)
     if schedule.profile_steps:
       step_fn = keep_program(step_fn, workdir / "profile")
     profiler = stack.enter_context(

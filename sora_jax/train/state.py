@@ -16,8 +16,8 @@ class State(NamedTuple):
 
   Attributes:
     step: int32 scalar; steps done so far.
-    params: float32 parameters.
-    ema: float32 moving average of `params`: the same tree, buffers of its own.
+    params: parameters, float32 unless the model says otherwise.
+    ema: float32 moving average of `params`: the same tree, buffers of its own; {} for none.
     opt: optax state.
     averages: further averages like `ema`, by their decay as text ("0.9999").
   """
@@ -27,6 +27,11 @@ class State(NamedTuple):
   ema: Any
   opt: Any
   averages: dict[str, Any] = {}  # noqa: RUF012 (of a NamedTuple; never written)
+
+  @property
+  def averaged(self) -> Any:
+    """What is evaluated and exported: the average, or the parameters where none is kept."""
+    return self.ema or self.params
 
 
 class Progress(NamedTuple):
@@ -43,20 +48,22 @@ class Progress(NamedTuple):
   clips_seen: int = 0
 
 
-def init_state(params, optimizer, decays: Sequence[float] = ()) -> State:
+def init_state(params, optimizer, decays: Sequence[float] = (), *, ema: bool = True) -> State:
   """A fresh state at step 0. May be jitted or evaluated for shapes.
 
   Args:
     params: the parameter tree.
     optimizer: optax gradient transformation.
     decays: of the further averages.
+    ema: whether there is an average at all.
   """
 
   def copy():  # a real one: a buffer shared by two leaves cannot be donated
     return jax.tree.map(lambda value: jnp.array(value, dtype=jnp.float32, copy=True), params)
 
   averages = {str(decay): copy() for decay in decays}
-  return State(jnp.zeros((), jnp.int32), params, copy(), optimizer.init(params), averages)
+  first = copy() if ema else {}
+  return State(jnp.zeros((), jnp.int32), params, first, optimizer.init(params), averages)
 
 
 def state_shardings(shapes: State, rules: Rules, mesh: Mesh) -> State:
@@ -84,7 +91,8 @@ def state_shardings(shapes: State, rules: Rules, mesh: Mesh) -> State:
     return whole
 
   opt = jax.tree_util.tree_map_with_path(place, shapes.opt)
-  return State(whole, params, params, opt, dict.fromkeys(shapes.averages, params))
+  ema = params if shapes.ema else {}
+  return State(whole, params, ema, opt, dict.fromkeys(shapes.averages, params))
 
 
 def abstract_state(shapes: State, places: State) -> State:

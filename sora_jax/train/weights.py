@@ -42,10 +42,15 @@ def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
     found = latest if step is None else step
     part = f"averages/{decay}" if decay else kind
     kept = checkpoints.averages(found)
-    if decay and decay not in kept:
+    weights = {} if decay and decay not in kept else checkpoints.read(found, parts=(part,))[part]
+    if not weights and not decay:
+      raise BadInput(
+        f"weights: {source!r} keeps no average of its parameters. Give 'params' instead of 'ema'."
+      )
+    if not weights:
       names = ["ema", *(f"ema:{other}" for other in kept)]
       raise BadInput(f"weights: {which!r} is not in {source!r}, which keeps {names}.")
-    return named_leaves(checkpoints.read(found, parts=(part,))[part]), found
+    return named_leaves(weights), found
 
 
 def replace_params(params, weights: dict[str, Any], source: str):

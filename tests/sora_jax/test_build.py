@@ -88,6 +88,7 @@ def test_refuses_a_prediction_that_no_network_makes():
 
 def test_widths_come_from_latents_and_text():
   model = dict(width=64, depth=2, heads=2, mlp="gelu", mlp_ratio=4.0, dtype="float32")
+  model |= dict(param_dtype="float32")
   model |= dict(pooled_caption=True, zero_init=True, patch=(2, 3, 1))
   config = ConfigDict(dict(model=model))
   text = describe(load_text_encoder("bytes", None))
@@ -102,6 +103,7 @@ def test_optimizer_keeps_the_decay_of_the_average_apart():
   settings |= dict(more_ema_decays=(0.5,))
   settings |= dict(decay_steps=0, min_lr_ratio=0.0, weight_decay=0.0, clip_norm=1.0)
   settings |= dict(clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32")
+  settings |= dict(variance_dtype="float32")
   settings |= dict(b1=0.9, b2=0.9, eps=1e-8)
   config = ConfigDict(dict(optim=settings, total_steps=10))
   optimizer, decay, more = build_optimizer(config)

@@ -76,7 +76,7 @@ def packed_batch() -> dict:
 def make_dit(attend_on):
   """(parameters, mesh -> loss, batch, rules, merge): every gate and the head are drawn."""
   settings: dict[str, Any] = dict(width=64, depth=2, heads=HEADS, mlp="swiglu", mlp_ratio=4.0)
-  settings |= dict(dtype="float32", patch_dim=12, pooled_caption=True)
+  settings |= dict(dtype="float32", param_dtype="float32", patch_dim=12, pooled_caption=True)
   settings |= dict(state_width=STATES, vocabulary=50)
   structure, params = nnx.split(dit.DiT(**settings, zero_init=False, rngs=nnx.Rngs(0)))
   density = make_density(

@@ -17,7 +17,8 @@ from sora_jax.train.replicas import ReplicasDiffer, coverage, make_replica_check
 from sora_jax.train.state import init_state, state_shardings  # noqa: E402
 
 MODEL = dict(patch_dim=16, width=64, depth=2, heads=4, mlp="swiglu", mlp_ratio=4.0, vocabulary=9)
-MODEL |= dict(state_width=0, pooled_caption=True, dtype="float32", zero_init=False)
+MODEL |= dict(state_width=0, pooled_caption=True, zero_init=False)
+MODEL |= dict(dtype="float32", param_dtype="float32")
 
 
 def damaged(array, device: int, word: int):

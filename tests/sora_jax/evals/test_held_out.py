@@ -53,7 +53,8 @@ def compiled_in_haste():
 def dit():
   """Structure and parameters of a model; all parameters drawn, so that the gates are open."""
   settings = dict(patch_dim=12, width=32, depth=1, heads=2, mlp="gelu", mlp_ratio=2.0)
-  settings |= dict(state_width=0, vocabulary=20, dtype="float32", zero_init=False)
+  settings |= dict(state_width=0, vocabulary=20, zero_init=False)
+  settings |= dict(dtype="float32", param_dtype="float32")
   settings |= dict(pooled_caption=True)
   structure, shapes = nnx.split(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
   rng = np.random.default_rng(3)

@@ -74,6 +74,7 @@ SETTINGS = dict(
   vocabulary=50,
   pooled_caption=True,
   dtype="float32",
+  param_dtype="float32",
   zero_init=False,
 )
 

@@ -9,7 +9,8 @@ from sora_jax.models import dit, vae
 from sora_jax.parallel.rules import match_rule, named_leaves
 
 DIT = dict(
-  patch_dim=8, width=32, depth=2, heads=2, mlp_ratio=4.0, dtype="float32", zero_init=True
+  patch_dim=8, width=32, depth=2, heads=2, mlp_ratio=4.0, zero_init=True,
+  dtype="float32", param_dtype="float32",
 )
 
 

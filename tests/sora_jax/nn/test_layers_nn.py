@@ -62,7 +62,14 @@ def test_gather_and_its_gradient_match_indexing():
 
 def make_block(zero_init):
   return Block(
-    32, 2, mlp="swiglu", mlp_ratio=4, dtype=jnp.float32, zero_init=zero_init, rngs=nnx.Rngs(0)
+    32,
+    2,
+    mlp="swiglu",
+    mlp_ratio=4,
+    dtype=jnp.float32,
+    param_dtype=jnp.float32,
+    zero_init=zero_init,
+    rngs=nnx.Rngs(0),
   )
 
 
@@ -72,7 +79,7 @@ def test_a_new_block_is_the_identity_only_with_zero_gates(zero_init):
   level, segment = jnp.zeros((1, 6), int), jnp.ones((1, 6), int)
   attend = lambda q, k, v: segment_attention("xla")(q, k, v, segment)  # noqa: E731
   angles = rotary_angles(jnp.zeros((1, 6, 4)), 16)
-  y = make_block(zero_init)(x, jnp.zeros((1, 1, 192)), level, angles, attend)
+  y = make_block(zero_init)(x, jnp.zeros((1, 1, 192)), level, angles, attend, lambda f: f)
   assert bool(jnp.array_equal(x, y)) == zero_init
 
 

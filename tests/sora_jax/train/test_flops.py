@@ -59,6 +59,7 @@ def test_one_full_row_costs_what_xla_counts(mlp, pooled):
     vocabulary=0,
     pooled_caption=pooled,
     dtype="float32",
+    param_dtype="float32",
     zero_init=True,
     rngs=nnx.Rngs(0),
   )

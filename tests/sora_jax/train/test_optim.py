@@ -14,7 +14,7 @@ from sora_jax.train.state import init_state
 RATE = dict(lr=1e-3, schedule="constant", warmup_steps=0, total_steps=0)
 RATE |= dict(decay_steps=0, min_lr_ratio=0.0)
 RULE = dict(name="adamw", weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=1.0)
-RULE |= dict(clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32")
+RULE |= dict(clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32", variance_dtype="float32")
 SETTINGS = RATE | RULE
 
 

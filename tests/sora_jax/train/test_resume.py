@@ -134,7 +134,7 @@ class Batches:
 optimizer = make_optimizer(
   name="adamw", lr=1e-2, schedule="cosine", warmup_steps=5, total_steps=TOTAL, decay_steps=0,
   min_lr_ratio=0.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=1.0,
-  clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32",
+  clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32", variance_dtype="float32",
 )
 
 def loss_fn(params, x):

@@ -16,7 +16,7 @@ from sora_jax.models.dit import RULES, DiT
 from sora_jax.parallel.mesh import AXES, make_mesh
 from sora_jax.parallel.rules import named_leaves
 from sora_jax.train.hashes import checksums, state_hashes, tree_sha256
-from sora_jax.train.optim import MOMENTA, OPTIMIZERS, make_optimizer
+from sora_jax.train.optim import MOMENTS, OPTIMIZERS, make_optimizer
 from sora_jax.train.state import init_state, state_shardings
 
 
@@ -58,7 +58,7 @@ def test_checksums_against_numpy(dtype, shape):
 
 
 @pytest.mark.parametrize("clip_sigmas", [0.0, 3.0])
-@pytest.mark.parametrize("momentum", MOMENTA)
+@pytest.mark.parametrize("momentum", MOMENTS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_whatever_an_optimiser_keeps_of_a_parameter_lies_like_it(name, momentum, clip_sigmas):
   settings = common.optimizer(1e-3, 1, name=name, momentum_dtype=momentum, clip_sigmas=clip_sigmas)
@@ -66,7 +66,8 @@ def test_whatever_an_optimiser_keeps_of_a_parameter_lies_like_it(name, momentum,
   kept = {key: value for key, value in settings.items() if key not in names}
   optimizer = make_optimizer(**kept, total_steps=10)
   model = dict(patch_dim=16, width=64, depth=2, heads=4, mlp="swiglu", mlp_ratio=4.0, vocabulary=9)
-  model |= dict(state_width=0, pooled_caption=True, dtype="float32", zero_init=True)
+  model |= dict(state_width=0, pooled_caption=True, zero_init=True)
+  model |= dict(dtype="float32", param_dtype="float32")
   make = lambda: nnx.state(DiT(**model, rngs=nnx.Rngs(0)))  # noqa: E731
   shapes = jax.eval_shape(lambda: init_state(make(), optimizer, (0.9, 0.99)))
   mesh = jax.sharding.AbstractMesh((2, 2, 1, 2), AXES)

@@ -1,0 +1,154 @@
+"""A run's train step for devices that are not there: what `sora plan` compiles."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import ml_dtypes
+
+from data_pipeline.errors import BadInput
+from data_pipeline.tokens import empty_rows
+from sora_jax.build.attention import attention_backend
+from sora_jax.build.dit import check_patch, dit_learning, dit_settings, flop_settings
+from sora_jax.build.run import build_schedule
+from sora_jax.parallel.mesh import mesh_ranks
+from sora_jax.parallel.place import HOST_KEYS, batch_sharding
+from sora_jax.plan.compile import Program
+from sora_jax.plan.estimate import Attention
+from sora_jax.train.flops import dit_forward_flops
+from sora_jax.train.session import Task, jit_step
+from sora_jax.train.state import abstract_state
+
+FILL = 0.98  # of a row's slots, what packing reaches at least (docs/data.md)
+NEEDS_DEVICE = {"tokamax": "triton"}  # kernels that ask the device while they are lowered
+
+
+class Work(NamedTuple):
+  """What a step computes, of the mixture that `config.plan` expects.
+
+  Attributes:
+    tokens: of patches and captions, padding not counted.
+    model_flops: three forward passes, attention by Σ segment².
+    attention: of one device, in one layer's forward pass.
+    parameters: numbers.
+  """
+
+  tokens: float
+  model_flops: float
+  attention: Attention
+  parameters: int
+
+
+def replace_kernel(config) -> str:
+  """Sets an attention backend that lowers without its device where the config's does not; says so.
+
+  Returns:
+    One line for the user; "" where nothing changed.
+  """
+  asked = config.model.attention_backend
+  if asked not in NEEDS_DEVICE:
+    return ""
+  config.model.attention_backend = NEEDS_DEVICE[asked]
+  return (
+    f"attention: {asked} cannot be compiled without its device; planned with {NEEDS_DEVICE[asked]}"
+  )
+
+
+def check_plannable(config) -> None:
+  """Raises BadInput for a config that `sora plan` has nothing to say about, or that is no run."""
+  if config.model.name != "dit":
+    raise BadInput(
+      f"plan: model.name={config.model.name} is a VAE's, which trains on a single device. Give the"
+      " config of a DiT."
+    )
+  if "plan" not in config:
+    raise BadInput(
+      "plan: the config has no `plan`, what its data will be. Add one (experiments/common.py)."
+    )
+  check_patch(config.model.patch)
+  build_schedule(config)
+  if not config.plan.clips or any(not 0 < t <= config.data.slots for t, _ in config.plan.clips):
+    raise BadInput(
+      f"plan: plan.clips={config.plan.clips} has to be ((tokens, share), ...), of 1 to"
+      f" data.slots={config.data.slots} tokens each."
+    )
+
+
+def _settings(config) -> dict:
+  text = dict(width=config.plan.text_width, vocabulary=config.plan.vocabulary)
+  return dit_settings(config, latent_channels=config.plan.latent_channels, text=text)
+
+
+def build_program(config, mesh) -> tuple[Program, Work]:
+  """The train step of a config on a mesh, and what it computes.
+
+  Raises:
+    BadInput: as `sora train` refuses it.
+  """
+  settings = _settings(config)
+  task = Task(
+    **dit_learning(config, mesh, settings),
+    batches=lambda cursor: iter(()),
+    hooks=(),
+    dataset_fingerprint="",
+  )
+  shapes, places = task.describe_state(mesh)
+  state, batch = abstract_state(shapes, places), _batch(config, mesh, settings)
+
+  def lower():
+    with jax.set_mesh(mesh):
+      return jit_step(task, places).lower(state, {}, batch)
+
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+  return Program(lower, state, batch, config.model.depth), _work(
+    config, mesh, settings, parameters
+  )
+
+
+def _batch(config, mesh, settings: dict) -> dict:
+  """A packed batch, as shapes."""
+  data, ranks = config.data, mesh_ranks(mesh)
+  if data.rows % ranks or data.slots % mesh.shape["context"]:
+    raise BadInput(
+      f"plan: data.rows={data.rows} and data.slots={data.slots} do not divide over {ranks} ranks"
+      f" (mesh.data * mesh.fsdp) and mesh.context={mesh.shape['context']}. Change one of them."
+    )
+  one = empty_rows(
+    1,
+    slots=data.slots,
+    caption_slots=data.caption_slots,
+    segments_per_row=data.segments,
+    patch_width=settings["patch_dim"],
+    state_width=settings["state_width"] or None,
+    dtype=ml_dtypes.bfloat16,
+  )
+  return {
+    key: jax.ShapeDtypeStruct(
+      (data.rows, *array.shape[1:]), array.dtype, sharding=batch_sharding(key, mesh)
+    )
+    for key, array in one.items()
+    if key not in HOST_KEYS
+  }
+
+
+def _work(config, mesh, settings: dict, parameters: int) -> Work:
+  """Of a step whose rows are full of the clips that are expected."""
+  data, rows = config.data, config.data.rows
+  shares = sum(share for _, share in config.plan.clips)
+  mean = sum(share * tokens for tokens, share in config.plan.clips) / shares  # Σ n² / Σ n
+  clips = sum(share / tokens for tokens, share in config.plan.clips) / shares  # a token
+  tokens = rows * data.slots * min(1.0, FILL if mean < FILL * data.slots else mean / data.slots)
+  captions = min(tokens * clips * config.plan.caption_tokens, rows * data.caption_slots)
+  squares = tokens * mean
+  flops = 3 * dit_forward_flops(tokens - captions, captions, squares, **flop_settings(settings))
+  ranks = mesh_ranks(mesh)
+  heads = config.model.heads / (mesh.shape["context"] * mesh.shape["tensor"])
+  alone = attention_backend(config, mesh) == "splash"  # it takes one row after the other
+  calls = rows // ranks if alone else config.accumulate_steps
+  head_dim = config.model.width // config.model.heads
+  return Work(tokens, flops, Attention(squares / ranks * heads, calls, head_dim), parameters)
+
+
+def state_bytes(program: Program) -> int:
+  """Of a whole state, as a checkpoint holds it."""
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state))
