@@ -23,7 +23,7 @@ HEAD = "| recipe | pod | mesh | GiB of | step | bound by | MFU | wire GiB | days
 EXACT = ("--config.model.param_dtype=float32", "--config.optim.momentum_dtype=float32")
 EXACT += ("--config.optim.variance_dtype=float32",)
 PEER = (
-  ("v5p:2x2x1", 1, "fsdp=1,context=4", ()),
+  ("v5p:2x2x1", 1, "fsdp=1,context=4", ("--config.shard_over_context=True",)),
   ("v5p:4x4x4", 16, "fsdp=16,context=4", ()),
   ("v5p:4x4x4", 16, "fsdp=16,context=4", ("--config.model.remat=attention",)),
   ("v5p:4x4x4", 16, "fsdp=16,context=4", ("--config.model.remat=offload",)),

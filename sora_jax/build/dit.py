@@ -22,6 +22,7 @@ from sora_jax.models.frozen_vae import FrozenVAE
 from sora_jax.nn.block import mlp_hidden
 from sora_jax.parallel.mesh import host_share
 from sora_jax.parallel.place import make_put
+from sora_jax.parallel.rules import over_context
 from sora_jax.train.dit_loss import make_dit_loss, merge_by_time
 from sora_jax.train.flops import count_packed
 from sora_jax.train.loop import Hook
@@ -110,7 +111,7 @@ def dit_learning(config, mesh, settings: dict) -> dict:
     optimizer=optimizer,
     ema_decay=ema_decay,
     more_decays=more_decays,
-    rules=DIT_RULES,
+    rules=over_context(DIT_RULES) if config.shard_over_context else DIT_RULES,
     rate=build_rate(config),
     count=partial(count_packed, **flop_settings(settings)),
   )

@@ -18,6 +18,18 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 REPLICATED: Rules = ((r".*", PartitionSpec()),)
 
 
+def over_context(rules: Rules) -> Rules:
+  """The table with what lies in shards over `fsdp` divided over `context` as well.
+
+  Less memory where there are fewer rows than devices; gathers go over both axes then.
+  """
+
+  def widen(axis):
+    return ("fsdp", "context") if axis == "fsdp" else axis
+
+  return tuple((path, PartitionSpec(*map(widen, spec))) for path, spec in rules)
+
+
 def path_name(path) -> str:
   """`blocks/attention/qkv/kernel` of a jax key path, without a parameter box's last `value`."""
   parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]

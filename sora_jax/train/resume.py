@@ -15,6 +15,7 @@ from data_pipeline.errors import BadInput
 # move (its fingerprint is compared); weights to start from are read by a run's first session alone.
 MAY_CHANGE = (
   "mesh.*",
+  "shard_over_context",
   "accumulate_steps",
   "total_steps",
   "every.*",

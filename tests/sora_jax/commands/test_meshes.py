@@ -19,6 +19,7 @@ MESHES = {
   "slices": {"data": 2, "fsdp": 2, "slices": 2},
   "context": {"data": 2, "context": 2},
   "tensor": {"fsdp": 2, "tensor": 2},
+  "over_context": {"fsdp": 2, "context": 2, "over_context": True},
 }
 
 
@@ -27,7 +28,8 @@ def test_every_mesh_trains_alike(start, monkeypatch, tmp_path):
   for name, sizes in MESHES.items():
     devices = f"--xla_force_host_platform_device_count={4 if sizes else 1}"
     monkeypatch.setenv("XLA_FLAGS", devices)
-    mesh = [f"--config.mesh.{axis}={size}" for axis, size in sizes.items()]
+    over_context = f"--config.shard_over_context={sizes.pop('over_context', False)}"
+    mesh = [over_context, *(f"--config.mesh.{axis}={size}" for axis, size in sizes.items())]
     process = start("train", *SHORT, *mesh, f"--workdir={tmp_path / name}")
     assert process.wait() == 0, process.log()
     lines = read_metrics(tmp_path / name)

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.mesh import make_mesh
-from sora_jax.parallel.rules import REPLICATED, named_leaves, shardings
+from sora_jax.parallel.rules import REPLICATED, named_leaves, over_context, shardings
 
 PARAMS = {"blocks": {"attention": {"kernel": jnp.zeros((2, 4, 6))}}, "head": {"bias": jnp.zeros(6)}}
 
@@ -44,3 +44,8 @@ def test_boxes_and_plain_dicts_have_the_same_names():
   params = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
   names = list(named_leaves(params))
   assert names == ["bias", "kernel"] == list(named_leaves(nnx.to_pure_dict(params)))
+
+
+def test_over_context_divides_what_fsdp_does():
+  rules = ((r"a", P(None, "fsdp", "tensor")), (r"b", P()))
+  assert over_context(rules) == ((r"a", P(None, ("fsdp", "context"), "tensor")), (r"b", P()))
