@@ -11,7 +11,7 @@ USED := av, beartype, flax.nnx, grain, jax.numpy, jaxtyping, matplotlib.figure, 
 USED_DATA := apache_beam, cv2, onnxruntime, openai, rapidocr, scenedetect
 USED_TEST := $(USED_DATA), hypothesis, pytest, scipy.stats
 
-.PHONY: help setup data dev demo test lint format ci clean
+.PHONY: help setup data dev demo test lint format pods ci clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -37,6 +37,10 @@ lint: dev  ## ruff and pyright
 
 format: dev  ## sort imports and mend what ruff can mend
 	$(BIN)/ruff check --fix .
+
+pods: dev  ## plans every recipe on its pods: runs/pods.md (an hour; GPUs want the extra cuda)
+	@mkdir -p runs
+	@$(BIN)/python -m experiments.benchmarks.pods --out=runs/pods.md
 
 ci: ; .ci/run  ## what continuous integration runs
 
