@@ -15,6 +15,7 @@ from sora_jax.parallel.mesh import mesh_ranks
 from sora_jax.parallel.place import HOST_KEYS, batch_sharding
 from sora_jax.plan.compile import Program
 from sora_jax.plan.estimate import Attention
+from sora_jax.plan.kernels import computed_pairs
 from sora_jax.train.flops import dit_forward_flops
 from sora_jax.train.session import Task, jit_step
 from sora_jax.train.state import abstract_state
@@ -30,23 +31,25 @@ class Work(NamedTuple):
     tokens: of patches and captions, padding not counted.
     model_flops: three forward passes, attention by Σ segment².
     attention: of one device, in one layer's forward pass.
+    useful_share: of the pairs of slots that attention multiplies, those inside of a segment.
     parameters: numbers.
   """
 
   tokens: float
   model_flops: float
   attention: Attention
+  useful_share: float
   parameters: int
 
 
-def replace_kernel(config) -> str:
-  """Sets an attention backend that lowers without its device where the config's does not; says so.
+def replace_kernel(config, platform: str) -> str:
+  """Sets an attention backend that lowers without its GPU where the config's does not; says so.
 
   Returns:
     One line for the user; "" where nothing changed.
   """
   asked = config.model.attention_backend
-  if asked not in NEEDS_DEVICE:
+  if asked not in NEEDS_DEVICE or platform != "cuda":
     return ""
   config.model.attention_backend = NEEDS_DEVICE[asked]
   return (
@@ -141,12 +144,16 @@ def _work(config, mesh, settings: dict, parameters: int) -> Work:
   captions = min(tokens * clips * config.plan.caption_tokens, rows * data.caption_slots)
   squares = tokens * mean
   flops = 3 * dit_forward_flops(tokens - captions, captions, squares, **flop_settings(settings))
-  ranks = mesh_ranks(mesh)
+  ranks, backend = mesh_ranks(mesh), attention_backend(config, mesh)
   heads = config.model.heads / (mesh.shape["context"] * mesh.shape["tensor"])
-  alone = attention_backend(config, mesh) == "splash"  # it takes one row after the other
+  computed = tokens / shares * sum(
+    share * computed_pairs(length, data.slots, backend) for length, share in config.plan.clips
+  )
+  alone = backend == "splash"  # it takes one row after the other
   calls = rows // ranks if alone else config.accumulate_steps
   head_dim = config.model.width // config.model.heads
-  return Work(tokens, flops, Attention(squares / ranks * heads, calls, head_dim), parameters)
+  attention = Attention(computed / ranks * heads, calls, head_dim)
+  return Work(tokens, flops, attention, squares / computed, parameters)
 
 
 def state_bytes(program: Program) -> int:

@@ -76,12 +76,14 @@ def run(args) -> dict:
   if args.mesh:
     config.mesh.update(parse_mesh(args.mesh))
   pod = parse_topology(args.topology, slices=max(1, config.mesh.slices))
-  if note := replace_kernel(config):
+  note = replace_kernel(config, pod.kind.platform)
+  if note:
     say(f"plan: {note}")
   kept = not args.no_cache
   if args.search:
     return answer_search(search(config, pod, kept), price, args.json)
-  return answer(with_price(plan(config, pod, kept), price), args.json)
+  found = with_price(plan(config, pod, kept), price)
+  return answer(found | {"note": note} if note else found, args.json)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -125,6 +127,7 @@ def plan(config, pod: Pod, kept: bool) -> dict:
       head_dim=work.attention.head_dim,
       remat=config.model.remat,
       backend=attention_backend(config, mesh),
+      useful_share=work.useful_share,
     )
     found = describe_plan(pod, dict(mesh.shape), compiled, seconds, facts)
     found["advice"] = "" if found["fits"] else advise(compiled.memory.by_kind)

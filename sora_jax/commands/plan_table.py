@@ -25,7 +25,7 @@ def print_ranking(plans: list[dict]) -> None:
       continue
     cost = f"{plan['cost']:,.0f}" if "cost" in plan else ""
     table.add_row(
-      _mesh(plan), plan["remat"], room, f"{plan['step_seconds']:.2f} s", _percent(plan["mfu"]),
+      _mesh(plan), plan["remat"], room, f"{plan['step_seconds']:.3g} s", _percent(plan["mfu"]),
       f"{plan['collective_bytes']['wire_gib']:.0f}", f"{plan['days']:.1f}", cost,
     )  # fmt: skip
   Console(stderr=True).print(table)
@@ -56,15 +56,18 @@ def _lines(plan: dict):
   if plan["host_gib_per_device"]:
     yield "in the host's memory", f"{plan['host_gib_per_device']} GiB", "a device"
   yield "parameters", f"{plan['parameters'] / 1e9:.2f} B", f"attention: {plan['attention']}"
-  yield "step", f"{plan['step_seconds']:.2f} s", f"bound by {plan['bottleneck']}"
+  yield "step", f"{plan['step_seconds']:.4g} s", f"bound by {plan['bottleneck']}"
   for part, seconds in sorted(plan["seconds_by_part"].items(), key=lambda entry: -entry[1]):
-    if seconds:
-      yield f"  {part}", f"{seconds:.2f} s", ""
+    if seconds > 0.001 * plan["step_seconds"]:
+      yield f"  {part}", f"{seconds:.3g} s", ""
   hidden = plan["seconds_of_hidden_collectives"]
   if hidden:
-    yield "  collectives beside work", f"{hidden:.2f} s", "not in the sum"
+    yield "  collectives beside work", f"{hidden:.3g} s", "not in the sum"
+  useful = plan["attention_useful_share"]
+  yield "attention inside segments", f"{useful:.1%}", "of what its blocks multiply"
   yield "model FLOPs", f"{plan['model_flops']:.3e}", f"{plan['tokens_per_step']:,} tokens a step"
   yield "MFU", _percent(plan["mfu"]), "an estimate, see assumptions"
+  yield "HBM traffic", f"{plan['hbm_bytes'] / 1e12:.2f} TB", "a device and step; kernels' not"
   wire = plan["collective_bytes"]
   yield "wire a device and step", f"{wire['wire_gib']} GiB", "ring-equivalent"
   for what, size in wire["wire_gib_by_kind_and_axis"].items():

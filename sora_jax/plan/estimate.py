@@ -34,7 +34,8 @@ class Attention(NamedTuple):
   """What the attention kernels of a step compute on a device.
 
   Attributes:
-    pairs: Σ segment² times heads, of all kernel calls of a layer's forward pass.
+    pairs: slots that are multiplied with each other, times heads, of all kernel calls of a layer's
+      forward pass: Σ segment², and what blocks reach beyond.
     calls: of the kernel that these are divided into.
     head_dim: features.
   """

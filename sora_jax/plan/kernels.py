@@ -49,6 +49,22 @@ EFFICIENCIES = {
 }
 
 
+# Backend -> slots of its blocks: of those that look, and of those that they go over.
+BLOCKS = {"splash": (1024, 1024), "triton": (128, 64)}
+
+
+def computed_pairs(tokens: float, slots: int, backend: str) -> float:
+  """Slots that a kernel multiplies for each query of a segment of so many tokens, useful or not.
+
+  A block of queries inside of a segment goes over that and half a block at either end; one where
+  segments meet goes over both of them; one with many goes over at least a block beyond each edge.
+  """
+  if backend not in BLOCKS:
+    return slots
+  looking, seen = BLOCKS[backend]
+  return min(max(tokens + looking + seen, looking + 2 * seen), slots)
+
+
 def efficiency(kind: str, head_dim: int) -> Efficiency:
   """That of a kind of device."""
   return min(EFFICIENCIES[kind], key=lambda entry: abs(entry[0] - head_dim))[1]

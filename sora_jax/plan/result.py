@@ -24,6 +24,7 @@ class Run(NamedTuple):
   head_dim: int
   remat: str
   backend: str
+  useful_share: float
 
 
 STATE = ("parameters", "averages", "optimiser", "gradients")
@@ -73,6 +74,7 @@ def describe_plan(pod: Pod, mesh: dict, compiled: Compiled, found: Estimate, run
     "parameters": run.parameters,
     "tokens_per_step": round(run.tokens),
     "model_flops": run.model_flops,
+    "attention_useful_share": run.useful_share,
     "executed_product_flops_per_device": found.product_flops,
     "hbm_bytes": found.hbm_bytes,
     "collective_bytes": by_kind
@@ -85,8 +87,8 @@ def describe_plan(pod: Pod, mesh: dict, compiled: Compiled, found: Estimate, run
       },
     },
     "step_seconds": seconds,
-    "seconds_by_part": {part: round(value, 3) for part, value in found.parts.items()},
-    "seconds_of_hidden_collectives": round(found.hidden, 3),
+    "seconds_by_part": found.parts,
+    "seconds_of_hidden_collectives": found.hidden,
     "bottleneck": max(found.parts, key=lambda part: found.parts[part]),
     "mfu": run.model_flops / (seconds * pod.kind.peak * pod.devices)
     if published.is_trusted()

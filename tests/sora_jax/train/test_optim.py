@@ -128,6 +128,8 @@ def test_ema_is_the_weighted_sum():
     (dict(clip_norm=float("inf")), "clip_norm=inf must be positive"),
     (dict(clip_sigmas=-1.0), "clip_sigmas=-1.0 must be 0"),
     (dict(momentum_dtype="float16"), "momentum_dtype='float16' is not one of float32, bfloat16"),
+    (dict(variance_dtype="half"), "variance_dtype='half' is not one of float32, bfloat16"),
+    (dict(variance_dtype="bfloat16"), "with b2=0.999 would stand still"),
     (dict(b2=1.0), "b2=1.0 must lie in"),
     (dict(eps=0.0), "eps=0.0 above 0"),
     (dict(schedule="cosine", warmup_steps=50, total_steps=50), "does not fit into total_steps=50"),
@@ -177,6 +179,33 @@ def test_momentum_in_bfloat16_alone(name):
   first = float(loss(params))
   assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.01 * first)
   assert found["float32"] < 0.8 * first
+
+
+@pytest.mark.parametrize("variance", ["float32", "bfloat16"])
+@pytest.mark.parametrize("param", ["float32", "bfloat16"])
+def test_variance_is_kept_as_asked_whatever_the_parameters_are(variance, param):
+  """Computed in float32 all the same: the path is that of float32 to what rounding leaves."""
+  rng = np.random.default_rng(0)
+  begin = jnp.asarray(rng.normal(size=(8, 8)) + 3, jnp.float32)
+  gradients = [jnp.asarray(rng.normal(size=(8, 8)), jnp.float32) for _ in range(30)]
+  settings = SETTINGS | dict(lr=0.05, b2=0.95, clip_norm=None)
+
+  def train(variance, dtype):
+    optimizer = make_optimizer(**settings | dict(variance_dtype=variance))
+    params = {"kernel": begin.astype(dtype)}
+    state = optimizer.init(params)
+    for g in gradients:
+      updates, state = optimizer.update({"kernel": g.astype(dtype)}, state, params)
+      params = optax.apply_updates(params, updates)
+    return params["kernel"], optax.tree.get(state, "nu")["kernel"]
+
+  found, nu = train(variance, param)
+  wanted, exact = train("float32", "float32")
+  assert str(nu.dtype) == variance and str(found.dtype) == param
+  np.testing.assert_allclose(nu.astype(jnp.float32), exact, rtol=0.03)
+  apart = float(jnp.linalg.norm(found.astype(jnp.float32) - wanted))
+  rounded = 0.2 if param == "bfloat16" else 0.02  # a step of 0.05 is three units of a 3 in bfloat16
+  assert apart < rounded * float(jnp.linalg.norm(wanted - begin))
 
 
 def test_clipping_by_history_is_part_of_the_state():

@@ -125,6 +125,20 @@ def test_further_averages_are_kept_beside_the_first(trained, tmp_path):
   equal(run(tmp_path / "a", work)[0].averages, state.averages)  # and restored
 
 
+def test_a_run_may_keep_no_average(trained, tmp_path):
+  work = task(ema_decay=0.0)
+  run(tmp_path / "a", work, total=EVERY)
+  state = run(tmp_path / "a", work)[0]  # resumed
+  assert state.ema == {} and state.averaged is state.params
+  equal(state.params, trained[1][STEPS]["params"])
+  source = str(tmp_path / "a")
+  equal(read_weights(source, "params")[0], read_weights(str(trained[0]), "params")[0])
+  with pytest.raises(BadInput, match="keeps no average of its parameters. Give 'params'"):
+    read_weights(source, "ema")
+  with Checkpoints(tmp_path / "a" / "checkpoints", read_only=True) as checkpoints:
+    assert checkpoints.read(STEPS)["ema"] == {}
+
+
 def test_a_decay_may_start_from_a_checkpoint_of_the_stable_phase(tmp_path):
   """Warm-up, stable, decay: a run that was planned longer branches off and equals a shorter one."""
 
