@@ -5,6 +5,9 @@ tokens a clip: images, low-resolution video, high-resolution video, up to a minu
 stage keep their own duration, shape and rate, with images among them throughout. The shift of the
 noise levels grows with the square root of a clip's tokens (Esser et al. 2024, arXiv:2403.03206,
 sec. 5.3.2), learning rates fall from stage to stage (Open-Sora-Plan 1.5: 1e-4 to 1e-5).
+
+Planned for captions in states 4,096 wide, as of T5-XXL or UMT5-XXL; with the states of another
+encoder a run is a little smaller (`data.text` names which of the dataset's is read).
 """
 
 from ml_collections import ConfigDict

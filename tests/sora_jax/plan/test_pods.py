@@ -3,7 +3,8 @@
 import pytest
 
 from data_pipeline.errors import BadInput
-from sora_jax.plan.pods import KINDS, parse_topology
+from sora_jax.plan import pods
+from sora_jax.plan.pods import KINDS, describe_devices, parse_topology
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,15 @@ def test_every_kind_has_a_peak():
   for kind in KINDS.values():
     assert kind.peak > 1e14 and kind.hbm > 1e10, kind
   assert KINDS["tpu7x"].peak == pytest.approx(2307e12 / 2)  # of a chip's two devices
+
+
+@pytest.mark.parametrize(("topology", "extra"), [("v5e:4", "plan"), ("h100:8", "cuda")])
+def test_without_its_compiler(topology, extra, monkeypatch):
+  monkeypatch.setattr(pods, "find_spec", lambda name: None)
+  with pytest.raises(BadInput, match=rf"not installed. Install sora_jax\[{extra}\]"):
+    describe_devices(parse_topology(topology))
+
+
+def test_a_slice_that_the_compiler_does_not_know():
+  with pytest.raises(BadInput, match="no devices of --topology=v5e:3x5"):
+    describe_devices(parse_topology("v5e:3x5"))
