@@ -82,8 +82,13 @@ def run(args) -> dict:
   kept = not args.no_cache
   if args.search:
     return answer_search(search(config, pod, kept), price, args.json)
-  found = with_price(plan(config, pod, kept), price)
-  return answer(found | {"note": note} if note else found, args.json)
+  try:
+    found = with_price(plan(config, pod, kept), price)
+    return answer(found | {"note": note} if note else found, args.json)
+  except BadInput as error:
+    if not isinstance(error, DoesNotFit) and "mesh" not in str(error):
+      raise
+    raise type(error)(f"{error} (--search looks for a mesh.)") from error
 
 
 def parse_mesh(text: str) -> dict[str, int]:
