@@ -75,7 +75,7 @@ def peer_row(topology: str, options: tuple, found: dict) -> str:
   kinds = ", ".join(f"{k} {v}" for k, v in wire["wire_gib_by_kind_and_axis"].items() if v >= 0.1)
   return (
     f"| {topology} | {changed} | {found['hbm_gib_per_device']:.1f} | {wire['wire_gib']:.0f} |"
-    f" {found['step_seconds']:.1f} s | {found['mfu']:.1%} | {kinds} |"
+    f" {found['step_seconds']:.1f} s | {found['mfu'] or 0:.1%} | {kinds} |"
   )
 
 
@@ -98,7 +98,7 @@ def main(argv=None) -> int:
       for pod in (pod for pod in pods if stage in pods[pod]):
         config = f"experiments/{name}.py:{stage},{pod}"
         found = plan(config, pod.replace("-", ":"))
-        misfits += not found.get("fits", True)
+        misfits += not found.get("fits", "not installed" in found.get("error", ""))
         tell(row(f"{name}:{stage}", pod, found))
   if not args.no_peer:
     tell("\n| pod | `:peer` with | GiB | wire GiB | step | MFU | wire by kind and axis |")

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+import re
 
 import jax
 
@@ -19,8 +21,9 @@ from sora_jax.commands.plan_table import print_plan, print_ranking
 from sora_jax.commands.progress import say
 from sora_jax.nn.block import mlp_hidden
 from sora_jax.parallel.mesh import AXES, make_mesh
-from sora_jax.plan.compile import Refused, compile_program
+from sora_jax.plan.compile import CompilerFailed, Refused, compile_program
 from sora_jax.plan.estimate import estimate
+from sora_jax.plan.kernels import BLOCKS
 from sora_jax.plan.pods import GIB, Pod, describe_devices, parse_topology
 from sora_jax.plan.result import Run, advise, describe_plan
 from sora_jax.plan.search import Model, candidates
@@ -66,8 +69,8 @@ def parser():
 
 def run(args) -> dict:
   config, price = args.config, args.price
-  if price < 0:
-    raise BadInput(f"plan: --price={price} is below 0. Give that of a chip and hour.")
+  if not 0 <= price < math.inf:
+    raise BadInput(f"plan: --price={price} is no price. Give that of a chip and hour.")
   if args.search and args.mesh:
     raise BadInput("plan: --search finds meshes, --mesh names one. Give one of them.")
   jax.config.update("jax_platforms", "cpu")  # nothing runs: no device is taken from anyone
@@ -96,7 +99,7 @@ def parse_mesh(text: str) -> dict[str, int]:
   sizes = dict(data=-1, fsdp=1, context=1, tensor=1)
   for part in text.split(","):
     axis, _, size = part.partition("=")
-    if axis not in (*AXES, "slices") or not size.lstrip("-").isdecimal():
+    if axis not in (*AXES, "slices") or not re.fullmatch(r"-?\d+", size):
       raise BadInput(
         f"plan: --mesh={text} is not AXIS=SIZE,... of {', '.join(AXES)}, slices. Correct {part!r}."
       )
@@ -123,6 +126,8 @@ def plan(config, pod: Pod, kept: bool) -> dict:
     seconds = estimate(
       compiled.module, pod, list(mesh.devices.flat), dict(mesh.shape), work.attention
     )
+    backend = attention_backend(config, mesh)
+    check_kernels(seconds.kernels, work, config.model.depth, backend)
     facts = Run(
       tokens=work.tokens,
       model_flops=work.model_flops,
@@ -131,7 +136,7 @@ def plan(config, pod: Pod, kept: bool) -> dict:
       total_steps=config.total_steps,
       head_dim=work.attention.head_dim,
       remat=config.model.remat,
-      backend=attention_backend(config, mesh),
+      backend=backend,
       useful_share=work.useful_share,
     )
     found = describe_plan(pod, dict(mesh.shape), compiled, seconds, facts)
@@ -195,8 +200,36 @@ def search(config, pod: Pod, kept: bool) -> list[dict]:
     trial = copy.deepcopy(config)
     trial.mesh.update(one.mesh)
     trial.model.remat = one.remat
-    found.append(plan(trial, pod, kept))
+    found.append(try_plan(trial, pod, kept))
   return sorted(found, key=lambda p: (not p["fits"], p.get("step_seconds", float("inf"))))
+
+
+def try_plan(config, pod: Pod, kept: bool) -> dict:
+  """A plan, or why there is none: one candidate that breaks does not end a search."""
+  try:
+    return plan(config, pod, kept)
+  except (BadInput, CompilerFailed) as error:
+    say(str(error))
+    return {
+      "fits": False,
+      "hbm_gib_per_device": None,
+      "hbm_gib_available": round(pod.kind.hbm / GIB, 2),
+      "hbm_gib_by_kind": {},
+      "topology": pod.name,
+      "mesh": {axis: config.mesh[axis] for axis in AXES},
+      "remat": config.model.remat,
+      "refused": str(error),
+      "advice": "",
+    }
+
+
+def check_kernels(found: int, work, depth: int, backend: str) -> None:
+  """Raises RuntimeError where attention is not seen in the program: it would cost no time."""
+  least = 3 * depth * work.attention.calls  # forward, and two gradients
+  if backend in BLOCKS and found < least:
+    raise RuntimeError(
+      f"plan: {found} calls of {backend} attention are in the program, at least {least} should be."
+    )
 
 
 def describe_model(config, pod: Pod, devices: list) -> Model:

@@ -6,15 +6,16 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-SOURCES = Path(__file__).resolve().parents[1]
-COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-pjrt", "flax", "optax")
-FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("sora_jax", "data_pipeline")
+COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-pjrt", "jax-cuda12-pjrt", "flax", "optax")
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64")
 
 
 def cache_file(config: dict, topology: str) -> Path:
   """Where the plan of a resolved config for a pod is kept: by all that decides it."""
   digest = hashlib.sha256()
-  for source in sorted(SOURCES.rglob("*.py")):
+  for source in sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")):
     digest.update(source.read_bytes())
   facts = {"config": config, "topology": topology, "sources": digest.hexdigest()}
   facts |= {name: _version(name) for name in COMPILERS}

@@ -55,13 +55,13 @@ def make_put(mesh: Mesh):
     return {key: place(key, value) for key, value in kept.items()}
 
   def place(key: str, value: np.ndarray) -> jax.Array:
-    sharding = batch_sharding(key, mesh)
-    axis = len(sharding.spec) - 1
+    axis = len(SPECS.get(key, ROWS)) - 1
     if axis and value.shape[axis] % context:
       raise BadInput(
         f"batch: {key} has {value.shape[axis]} along axis {axis}, which mesh.context={context} does"
         " not divide. Set data.slots (data.height of a VAE) to a multiple of it."
       )
+    sharding = batch_sharding(key, mesh)
     if hosts == 1 and jax.process_count() == 1:
       return jax.device_put(value, sharding)
     first = rank * len(value)

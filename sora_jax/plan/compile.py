@@ -27,6 +27,8 @@ class Refused(Exception):
 class CompilerFailed(Exception):
   """The compiler breaks on the program: a fault of its own, in one line."""
 
+  exit_code = 1
+
 
 # Without a GPU at hand XLA cannot try its Triton products, and takes one that may not compile: then
 # all are cuBLAS'. What a run uses, autotuning decides on the spot.
@@ -80,7 +82,7 @@ def compile_program(program: Program, platform: str) -> Compiled:
       compiled = program.lower().compile(compiler_options=options)
     except Exception as error:
       text = str(error)
-      if "RESOURCE_EXHAUSTED" in text:
+      if "RESOURCE_EXHAUSTED" in text and "hbm" in text.lower():
         raise Refused(text, _needed(text)) from error
       if not isinstance(error, jax.errors.JaxRuntimeError):
         raise

@@ -23,7 +23,11 @@ from sora_jax.plan.pods import Pod
 # below; cuBLAS reaches about 700 of 989 TFLOP/s on H100), and of streams from HBM.
 PRODUCTS = {"tpu": 0.85, "cuda": 0.7}
 STREAMS = 0.85
-PASSES = {"highest": 6, "high": 3}  # bfloat16 products that a float32 one is made of, on TPUs
+# What a float32 product of a precision costs, in bfloat16 ones: on TPUs it is made of so many, on
+# GPUs it leaves the tensor cores (67 of 989 TFLOP/s on H100).
+PASSES = {"tpu": {"highest": 6, "high": 3}, "cuda": {"highest": 15, "high": 3}}
+HOST = 5  # XLA's number of the host's memory, where `remat=offload` puts activations
+HOST_RATE = 16e9  # bytes a second a device and direction, PCIe (scaling-book, ch. 2)
 NO_WORK = {
   "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "partition-id",
   "iota", "opt-barrier", "custom-call",
@@ -154,6 +158,8 @@ class _Walk(NamedTuple):
     if one.opcode.endswith("-start"):  # a copy between memories: of what comes out of it
       nbytes = min((shape.nbytes for shape in one.shapes if shape.dims), default=0)
       clock.bytes += times * nbytes
+      if _of_host(one):
+        return clock.start(one.name, "host", nbytes / HOST_RATE, "copies to the host's memory")
       return clock.start(one.name, "copies", nbytes / self.hbm_rate, "memory")
     if one.opcode.endswith(("-done", "-update")):
       return clock.finish(one.operands[0]) if one.operands else None
@@ -184,7 +190,9 @@ class _Walk(NamedTuple):
     clock.flops += times * flops
     clock.bytes += times * nbytes
     arithmetic = flops / (self.pod.kind.peak * PRODUCTS[self.pod.kind.platform])
-    arithmetic *= _passes(self.module, one) if self.pod.kind.torus else 1
+    arithmetic *= _passes(self.module, one, self.pod.kind.platform)
+    if _of_host(one):
+      return clock.spend("copies to the host's memory", nbytes / HOST_RATE)
     streams = nbytes / self.hbm_rate
     return clock.spend("products" if arithmetic > streams else "memory", max(arithmetic, streams))
 
@@ -197,6 +205,10 @@ class _Walk(NamedTuple):
     per_pair = kernels.FORWARD if direction == "forward" else kernels.BACKWARD
     flops = per_pair * self.attention.head_dim * self.attention.pairs / self.attention.calls
     return share * flops / (self.pod.kind.peak * getattr(rate, direction))
+
+
+def _of_host(one: Instruction) -> bool:
+  return any(shape.space == HOST for shape in one.shapes)
 
 
 def _inside(module: Module, one: Instruction) -> list[Instruction]:
@@ -223,19 +235,21 @@ def _multiply_adds(product: Instruction, sides: dict) -> float:
   left, right = (sides.get(name, ()) for name in product.operands[:2])
   if not left or not right:
     return 0.0
-  out = max(shape.size for shape in product.shapes)
+  out = product.shapes[0].size  # cuBLAS' second result is its workspace
   batch = 1
-  if axes := re.search(r"lhs_batch_dims=\{([\d,]+)\}", product.attributes):
-    batch = math.prod(left[0].dims[int(axis)] for axis in axes[1].split(","))
+  axes = re.search(r"lhs_batch_dims=\{([\d,]+)\}", product.attributes)
+  axes = axes or re.search(r'"lhs_batch_dimensions":\[([\d,"]+)\]', product.attributes)
+  if axes:
+    batch = math.prod(left[0].dims[int(axis)] for axis in re.findall(r"\d+", axes[1]))
   if groups := re.search(r"(?:feature|batch)_group_count=(\d+)", product.attributes):
     batch *= int(groups[1])
   return math.sqrt(left[0].size * right[0].size * out / batch)
 
 
-def _passes(module: Module, one: Instruction) -> int:
+def _passes(module: Module, one: Instruction, platform: str) -> int:
   text = " ".join(i.attributes for i in _inside(module, one) if i.opcode in ("dot", "convolution"))
   found = re.search(r"operand_precision=\{(\w+)", text)
-  return PASSES.get(found[1], 1) if found else 1
+  return PASSES[platform].get(found[1], 1) if found else 1
 
 
 def _bytes(module: Module, one: Instruction, shapes: dict) -> float:

@@ -31,6 +31,11 @@ _ALIKE = (  # Hopper and Blackwell
 )
 
 
+def memory_bytes(kind: str) -> int:
+  """Of a kind of GPU, as its driver tells it."""
+  return _GPUS[kind].memory
+
+
 def target_config(kind: str) -> str:
   """XLA's `GpuTargetConfigProto` of a kind of GPU, as text."""
   gpu = _GPUS[kind]

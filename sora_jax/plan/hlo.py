@@ -141,7 +141,7 @@ def _shapes(kind: str) -> Iterator[Shape]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-  """How often the body of a `while` runs: what XLA found, else what its condition counts to.
+  """How often the body of a `while` runs: what XLA found, else by its counter's start, step, bound.
 
   Raises:
     BadInput: it depends on data.
@@ -149,18 +149,78 @@ def trip_count(module: Module, loop: Instruction) -> int:
   known = re.search(r'known_trip_count[^}]*?"?n"?:\s*"?(\d+)', loop.attributes)
   if known:
     return int(known[1])
-  bounds = [
-    int(instruction.argument)
-    for name in loop.called("condition")
-    for instruction in _deep(module, name)
-    if instruction.opcode == "constant" and re.fullmatch(r"\d+", instruction.argument)
-  ]
-  if not bounds:
+  found = _counted(module, loop)
+  if found is None:
     raise BadInput(
       f"plan: the loop {loop.name} ({loop.source}) runs as often as data say, so its time is not"
       " known. Choose another model.attention_backend."
     )
-  return max(bounds)
+  return found
+
+
+def _counted(module: Module, loop: Instruction) -> int | None:
+  """Trips of `for (i = start; i < bound; i += step)`; None where one of these is not constant."""
+  condition = {i.name: i for name in loop.called("condition") for i in _deep(module, name)}
+  bounds = [v for i in condition.values() if (v := _constant(i)) is not None]
+  places = {place for i in condition.values() if (place := _place(i)) is not None}
+  if not bounds or not places:
+    return None
+  bound = max(bounds)
+  inclusive = any("direction=LE" in i.attributes for i in condition.values())
+  around = next((c for c in module.computations.values() if loop in c), [])
+  for place in sorted(places):
+    start = _start(module, around, loop, place)
+    step = _step(module, loop, place)
+    if start is not None and step:
+      return max(0, -(-(bound + inclusive - start) // step))
+  return None
+
+
+def _constant(one: Instruction) -> int | None:
+  whole = one.opcode == "constant" and re.fullmatch(r"-?\d+", one.argument)
+  return int(one.argument) if whole and one.shapes[0].dtype[0] in "su" else None
+
+
+def _place(one: Instruction) -> int | None:
+  """Which element of the loop's tuple an integer scalar is taken from."""
+  index = re.search(r"\bindex=(\d+)", one.attributes)
+  scalar = one.opcode == "get-tuple-element" and one.shapes and not one.shapes[0].dims
+  return int(index[1]) if scalar and index and one.shapes[0].dtype[0] in "su" else None
+
+
+def _start(module: Module, around: list, loop: Instruction, place: int) -> int | None:
+  names = {i.name: i for i in around}
+  value = names.get(loop.operands[0]) if loop.operands else None
+  if value is not None and value.opcode == "tuple" and place < len(value.operands):
+    value = names.get(value.operands[place])
+  while value is not None and value.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
+    value = names.get(value.operands[0])
+  return _constant(value) if value is not None else None
+
+
+def _step(module: Module, loop: Instruction, place: int) -> int | None:
+  """What a body adds to the counter in its place."""
+  body = [i for name in loop.called("body") for i in module.computations.get(name, [])]
+  names = {i.name: i for i in body}
+  root = next((i for i in body if i.is_root), None)
+  if root is None or root.opcode != "tuple" or place >= len(root.operands):
+    return None
+  value = names.get(root.operands[place])
+  while value is not None and value.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
+    value = names.get(value.operands[0])
+  if value is None:
+    return None
+  inside = module.fused(value) if value.opcode == "fusion" else [value]
+  sums = [i for i in inside if i.opcode == "add"]
+  if not sums:
+    return None
+  known = {**names, **{i.name: i for i in inside}}
+  parts = [known[name] for name in sums[-1].operands if name in known]
+  values = [v for i in parts if (v := _constant(i)) is not None]
+  if not values and value.opcode == "fusion":  # the step comes in as a parameter
+    outside = [names[name] for name in value.operands if name in names]
+    values = [v for i in outside if (v := _constant(i)) is not None]
+  return values[0] if len(values) == 1 and values[0] > 0 else None
 
 
 def _deep(module: Module, name: str) -> Iterator[Instruction]:

@@ -31,13 +31,14 @@ def _on_torus(collective: Collective, pod: Pod, members: list) -> float:
   kind = pod.kind
   slices = {getattr(device, "slice_index", 0) for device in members}
   if len(slices) > 1:  # what crosses the data centre's network is slower than all the rest
-    inside = len(members) // len(slices)
-    share = collective.nbytes / inside
+    # Of a gather or a sum each member carries a share; what is exchanged one to one is sent whole.
+    apart = collective.kind in ("all-to-all", "collective-permute")
+    share = collective.nbytes / (1 if apart else len(members) // len(slices))
     return _passes(collective.kind) * share * (len(slices) - 1) / len(slices) / kind.network
   extents = []  # of the group along the physical axes that it extends along
   for axis, side in enumerate(pod.shape):
     extent = len({device.coords[axis] for device in members})
-    wraps = side >= kind.wraps and side % kind.wraps == 0 and extent == side
+    wraps = extent == side and _has_rings(pod, side)
     if extent > 1:
       extents.append((extent, 2 if wraps else 1))
   if not extents:  # cores of one chip, by a link of their own, six times as fast as the others
@@ -48,6 +49,12 @@ def _on_torus(collective: Collective, pod: Pod, members: list) -> float:
   if collective.kind == "collective-permute":
     return collective.nbytes / kind.link
   return collective.wire / (kind.link * sum(ways for _, ways in extents))
+
+
+def _has_rings(pod: Pod, side: int) -> bool:
+  """Whether an axis of this length is joined at its ends: in 3D tori only of whole cubes."""
+  sides = pod.shape if pod.kind.torus == 3 else (side,)
+  return all(one % pod.kind.wraps == 0 for one in sides)
 
 
 def _on_hosts(collective: Collective, pod: Pod, members: list) -> float:

@@ -1,12 +1,12 @@
 """Pods that are not there: their devices to compile for, and what these can do.
 
 Peaks are in `sora_jax.parallel.peaks`. HBM of a TPU is what its compiler lets a program have
-(libtpu 0.0.42 says so when it refuses one), of a GPU its capacity less 6 % for CUDA's context, NCCL
-and fragments. HBM bandwidth: the vendors' data sheets. Links of TPUs: cloud.google.com/tpu/docs
-give a chip's bidirectional bandwidth (v4, v5p, 7x: six links; v5e, v6e: four), here it is that of
-one link, one way.
-DCN: "How to Scale Your Model", jax-ml.github.io/scaling-book, ch. 2 (egress a chip). GPUs: NVLink 4
-and 5 as in the data sheets, one way; 400 Gbit/s InfiniBand a GPU (DGX reference architectures).
+(libtpu 0.0.42 says so when it refuses one), of a GPU the three quarters that JAX takes when it
+starts (XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise). HBM bandwidth: the vendors' data sheets.
+Links of TPUs: cloud.google.com/tpu/docs give a chip's bidirectional bandwidth (v4, v5p, 7x: six
+links; v5e, v6e: four), here it is that of one link, one way. DCN: "How to Scale Your Model",
+jax-ml.github.io/scaling-book, ch. 2 (egress a chip). GPUs: NVLink 4 and 5 as in the data sheets,
+one way; 400 Gbit/s InfiniBand a GPU (DGX reference architectures).
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from jax.experimental import topologies
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.peaks import peak_flops
+from sora_jax.plan.gpus import memory_bytes, target_config
 
 GIB = 2**30
 
@@ -67,9 +68,9 @@ def _tpu(name, device_kind, hbm, hbm_rate, link, network, torus, wraps, cores, h
   )
 
 
-def _gpu(name, gigabytes, hbm_rate, link) -> Kind:
-  kind = f"NVIDIA {name.upper()}"
-  return Kind(name, "cuda", kind, 0.94 * gigabytes * 1e9, hbm_rate, link, 50e9, 0, 0, 1, 8)
+def _gpu(name, hbm_rate, link) -> Kind:
+  kind, hbm = f"NVIDIA {name.upper()}", 0.75 * memory_bytes(name)
+  return Kind(name, "cuda", kind, hbm, hbm_rate, link, 50e9, 0, 0, 1, 8)
 
 
 KINDS = {
@@ -81,9 +82,9 @@ KINDS = {
     _tpu("v6e", "TPU v6 lite", 31.25, 1.64e12, 100e9, 12.5e9, 2, 16, 1, 4),
     # Two devices share a chip's links and its way to other slices.
     _tpu("tpu7x", "TPU7x", 94.75, 3.69e12, 50e9, 6.25e9, 3, 4, 2, 8),
-    _gpu("h100", 80, 3.35e12, 450e9),
-    _gpu("h200", 141, 4.8e12, 450e9),
-    _gpu("b200", 180, 8.0e12, 900e9),
+    _gpu("h100", 3.35e12, 450e9),
+    _gpu("h200", 4.8e12, 450e9),
+    _gpu("b200", 8.0e12, 900e9),
   )
 }
 # Slices as they are sold, by chips: cloud.google.com/tpu/docs.
@@ -204,8 +205,6 @@ def _muted() -> Iterator[None]:
 
 
 def _gpus(pod: Pod):
-  from sora_jax.plan.gpus import target_config
-
   count, host = pod.shape[0], min(pod.shape[0], pod.kind.host)
   return topologies.get_topology_desc(
     platform="cuda",

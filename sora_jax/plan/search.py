@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sora_jax.plan import kernels
-from sora_jax.plan.estimate import PRODUCTS
+from sora_jax.plan.estimate import HOST_RATE, PRODUCTS
 from sora_jax.plan.pods import Pod
 
 MOST = 6  # compiled at most
-REMAT = ("attention", "block")
+# Policy -> activations of [slots, width] in bfloat16 that a layer keeps on the device, at least.
+KEPT = {"none": 20, "attention": 2, "block": 1, "offload": 0}
 HOST_TENSOR = 8  # heads and widths are not divided further than a host has devices
 
 
@@ -55,7 +56,7 @@ def candidates(model: Model, pod: Pod, *, most: int = MOST) -> list[Candidate]:
   every = [
     Candidate(mesh, remat, _seconds(model, pod, mesh, remat), _nbytes(model, mesh, remat))
     for mesh in meshes(model, pod)
-    for remat in REMAT
+    for remat in KEPT
   ]
   fit = [one for one in every if one.nbytes <= pod.kind.hbm]
   if not fit:
@@ -103,25 +104,25 @@ def _nbytes(model: Model, mesh: dict[str, int], remat: str) -> float:
   shards = mesh["fsdp"] * mesh["tensor"]
   rows = model.rows / (mesh["data"] * mesh["fsdp"] * model.accumulate)
   unit = 2 * rows * model.slots / mesh["context"] * model.width
-  kept = 2 if remat == "attention" else 1
-  return (model.state_bytes + model.param_bytes * model.parameters) / shards + (
-    kept * model.depth + 20
-  ) * unit
+  state = (model.state_bytes + model.param_bytes * model.parameters) / shards
+  return state + (KEPT[remat] * model.depth + 10) * unit / mesh["tensor"]
 
 
 def _seconds(model: Model, pod: Pod, mesh: dict[str, int], remat: str) -> float:
   kind, devices = pod.kind, pod.devices
   head_dim = model.width // model.heads
   rate = kernels.efficiency(kind.name, head_dim)
-  forwards = 1 if remat == "attention" else 2
+  forwards = 1 if remat in ("none", "attention") else 2
   attention = head_dim * model.heads * model.depth * model.pairs / devices / kind.peak
   attention *= forwards * kernels.FORWARD / rate.forward + kernels.BACKWARD / rate.backward
-  products = 4 * model.flops / devices / kind.peak / PRODUCTS[kind.platform]
+  passes = 3 if remat == "none" else 4
+  products = passes * model.flops / devices / kind.peak / PRODUCTS[kind.platform]
   rows = model.rows / (mesh["data"] * mesh["fsdp"])
   unit = 2 * rows * model.slots / mesh["context"] * model.width * model.depth
   weights = 2 * model.parameters / mesh["tensor"]
   links = max(1, 2 * kind.torus - 2)
   rate_inside = kind.link * links
+  hosted = 2 * unit / HOST_RATE if remat == "offload" else 0.0
   crosses = not kind.torus and mesh["context"] * mesh["tensor"] * mesh["fsdp"] > kind.host
   rate_weights = kind.network * kind.host if crosses else rate_inside
   rate_tokens = kind.link
@@ -132,7 +133,7 @@ def _seconds(model: Model, pod: Pod, mesh: dict[str, int], remat: str) -> float:
   gathers = 3 * weights * model.accumulate * (1 - 1 / mesh["fsdp"])
   reduced = 2 * weights / mesh["fsdp"] * (1 - 1 / mesh["data"])
   if pod.slices > 1:
-    return attention + products + moved / rate_tokens + gathers / rate_weights + (
-      reduced / kind.network
-    )
-  return attention + products + moved / rate_tokens + (gathers + reduced) / rate_weights
+    crossing = gathers / rate_weights + reduced / kind.network
+  else:
+    crossing = (gathers + reduced) / rate_weights
+  return attention + products + hosted + moved / rate_tokens + crossing

@@ -6,7 +6,7 @@ import pytest
 from absent import tpus
 
 from sora_jax.plan import hlo, published
-from sora_jax.plan.estimate import PRODUCTS, STREAMS, Attention, _products, estimate
+from sora_jax.plan.estimate import HOST_RATE, PRODUCTS, STREAMS, Attention, _products, estimate
 from sora_jax.plan.kernels import EFFICIENCIES, efficiency
 from sora_jax.plan.network import LINK_EFFICIENCY
 from sora_jax.plan.pods import KINDS, parse_topology
@@ -55,23 +55,39 @@ def test_what_starts_and_ends_apart_runs_beside():
 
 def test_loops_count_their_trips():
   body = """%cond (p: (s32[], f32[4])) -> pred[] {
+  %p = (s32[], f32[2000000000]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
   %n = s32[] constant(5)
-  ROOT %lt = pred[] compare(%n, %n), direction=LT
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
 
 %body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
   %p = (s32[], f32[2000000000]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
   %x = f32[2000000000]{0} get-tuple-element(%p), index=1
-  ROOT %y = f32[2000000000]{0} negate(%x)
+  %y = f32[2000000000]{0} negate(%x)
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  ROOT %t = (s32[], f32[2000000000]{0}) tuple(%next, %y)
 }
 """
   found = walk(
-    "  %a = (s32[], f32[2000000000]{0}) parameter(0)\n"
+    "  %b = f32[2000000000]{0} parameter(0)\n  %zero = s32[] constant(0)\n"
+    "  %a = (s32[], f32[2000000000]{0}) tuple(%zero, %b)\n"
     "  %w = (s32[], f32[2000000000]{0}) while(%a), condition=%cond, body=%body",
     computations=body,
   )
-  assert found.hbm_bytes == 5 * 16e9
-  assert found.seconds == pytest.approx(5 * 16e9 / (KIND.hbm_rate * STREAMS))
+  assert found.hbm_bytes == pytest.approx(5 * 16e9, rel=1e-6)  # and the counter
+  assert found.seconds == pytest.approx(5 * 16e9 / (KIND.hbm_rate * STREAMS), rel=1e-6)
+
+
+def test_the_host_is_as_far_as_its_bus():
+  found = walk(
+    "  %a = f32[1000000000]{0} parameter(0)\n"
+    "  %s = (f32[1000000000]{0:S(5)}, f32[1000000000]{0}, u32[]) copy-start(%a)\n"
+    "  %d = f32[1000000000]{0:S(5)} copy-done(%s)"
+  )
+  assert found.seconds == pytest.approx(4e9 / HOST_RATE)
 
 
 def test_slices_of_stacked_arrays_count_as_slices():

@@ -52,6 +52,48 @@ def test_counts_the_trips_of_a_scan():
   assert [hlo.trip_count(module, loop) for loop in loops] == [7]
 
 
+STEPPED = """HloModule m, is_scheduled=true
+
+%cond (p: (s32[], f32[4])) -> pred[] {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(9)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  ROOT %t = (s32[], f32[4]{0}) tuple(%next, %x)
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %start = s32[] constant(1)
+  %from = s32[] copy(%start)
+  %t = (s32[], f32[4]{0}) tuple(%from, %a)
+  %w = (s32[], f32[4]{0}) while(%t), condition=%cond, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(
+  ("change", "wanted"),
+  [
+    (("", ""), 4),  # 1, 3, 5, 7
+    (("constant(1)", "constant(0)"), 5),
+    (("constant(2)", "constant(1)"), 8),
+    (("direction=LT", "direction=LE"), 5),
+  ],
+)
+def test_counters_start_and_step_as_they_say(change, wanted):
+  module = hlo.parse(STEPPED.replace(*change) if change[0] else STEPPED)
+  assert hlo.trip_count(module, module.computations["main"][-1]) == wanted
+
+
 def test_a_loop_of_data_has_no_known_trips():
   def f(x, n):
     return jax.lax.while_loop(lambda s: s[1] < n, lambda s: (jnp.sin(s[0]), s[1] + 1), (x, 0))[0]

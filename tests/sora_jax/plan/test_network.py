@@ -48,6 +48,11 @@ def test_a_v6e_axis_wraps_at_sixteen():
   assert line == pytest.approx(3 / 4 * V / LINK) and ring == pytest.approx(15 / 16 * V / (2 * LINK))
 
 
+def test_a_torus_that_is_no_whole_cube_has_no_rings():
+  line, ring = (seconds("all-gather", range(4), pod) for pod in ("v5p:2x2x4", "v5p:4x4x4"))
+  assert line == pytest.approx(2 * ring)
+
+
 def test_between_slices_the_data_centre_carries_a_share():
   group = range(128)  # two slices of 64: each chip carries its 64th of the array
   found = seconds("all-reduce", group, "v5p:4x4x4", slices=2)
