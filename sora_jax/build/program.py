@@ -33,6 +33,8 @@ class Work(NamedTuple):
     attention: of one device, in one layer's forward pass.
     useful_share: of the pairs of slots that attention multiplies, those inside of a segment.
     parameters: numbers.
+    fill: of the rows' slots, the share that holds tokens.
+    fill_bound: what keeps it from more: "packing", or a capacity of a row by its setting.
   """
 
   tokens: float
@@ -40,6 +42,8 @@ class Work(NamedTuple):
   attention: Attention
   useful_share: float
   parameters: int
+  fill: float
+  fill_bound: str
 
 
 def replace_kernel(config, platform: str) -> str:
@@ -145,8 +149,9 @@ def _work(config, mesh, settings: dict, parameters: int) -> Work:
   shares = sum(share for _, share in config.plan.clips)
   mean = sum(share * tokens for tokens, share in config.plan.clips) / shares  # Σ n² / Σ n
   clips = sum(share / tokens for tokens, share in config.plan.clips) / shares  # a token
-  tokens = rows * data.slots * min(1.0, FILL if mean < FILL * data.slots else mean / data.slots)
-  captions = min(tokens * clips * config.plan.caption_tokens, rows * data.caption_slots)
+  fill, bound = _fill(config, mean, clips)
+  tokens = rows * data.slots * fill
+  captions = tokens * clips * config.plan.caption_tokens
   squares = tokens * mean
   flops = 3 * dit_forward_flops(tokens - captions, captions, squares, **flop_settings(settings))
   ranks, backend = mesh_ranks(mesh), attention_backend(config, mesh)
@@ -158,7 +163,21 @@ def _work(config, mesh, settings: dict, parameters: int) -> Work:
   calls = rows // ranks if alone else config.accumulate_steps
   head_dim = config.model.width // config.model.heads
   attention = Attention(computed / ranks * heads, calls, head_dim)
-  return Work(tokens, flops, attention, squares / computed, parameters)
+  return Work(tokens, flops, attention, squares / computed, parameters, fill, bound)
+
+
+def _fill(config, mean: float, clips: float) -> tuple[float, str]:
+  """The share of a row's slots that clips fill, and what bounds it: `mean` tokens of the clip that
+  a token is in, `clips` a token."""
+  data = config.data
+  captions = config.plan.caption_tokens * clips * data.slots
+  bounds = {
+    "packing": FILL if mean < FILL * data.slots else mean / data.slots,
+    "data.segments": data.segments / (clips * data.slots),
+    "data.caption_slots": data.caption_slots / captions if captions else math.inf,
+  }
+  bound = min(bounds, key=lambda name: bounds[name])
+  return bounds[bound], bound
 
 
 def state_bytes(program: Program) -> int:

@@ -25,7 +25,7 @@ from sora_jax.plan.compile import CompilerFailed, Refused, compile_program
 from sora_jax.plan.estimate import estimate
 from sora_jax.plan.kernels import BLOCKS
 from sora_jax.plan.pods import GIB, Pod, describe_devices, parse_topology
-from sora_jax.plan.result import Run, advise, describe_plan
+from sora_jax.plan.result import Run, advise, advise_on, describe_plan
 from sora_jax.plan.search import Model, candidates
 from sora_jax.train.ranges import check_ranges
 
@@ -84,7 +84,9 @@ def run(args) -> dict:
     say(f"plan: {note}")
   kept = not args.no_cache
   if args.search:
-    return answer_search(search(config, pod, kept), price, args.json)
+    return answer_search(search(config, pod, kept), price, args.json) | (
+      {"note": note} if note else {}
+    )
   try:
     found = with_price(plan(config, pod, kept), price)
     return answer(found | {"note": note} if note else found, args.json)
@@ -96,13 +98,16 @@ def run(args) -> dict:
 
 def parse_mesh(text: str) -> dict[str, int]:
   """{"fsdp": 32, ...} of "fsdp=32,context=4"; axes left out are 1, `data` is what is left."""
-  sizes = dict(data=-1, fsdp=1, context=1, tensor=1)
+  sizes, given = dict(data=-1, fsdp=1, context=1, tensor=1), set()
   for part in text.split(","):
     axis, _, size = part.partition("=")
     if axis not in (*AXES, "slices") or not re.fullmatch(r"-?\d+", size):
       raise BadInput(
         f"plan: --mesh={text} is not AXIS=SIZE,... of {', '.join(AXES)}, slices. Correct {part!r}."
       )
+    if axis in given:
+      raise BadInput(f"plan: --mesh={text} gives {axis} twice. Give it once.")
+    given.add(axis)
     sizes[axis] = int(size)
   return sizes
 
@@ -138,9 +143,13 @@ def plan(config, pod: Pod, kept: bool) -> dict:
       remat=config.model.remat,
       backend=backend,
       useful_share=work.useful_share,
+      fill=work.fill,
+      fill_bound=work.fill_bound,
     )
     found = describe_plan(pod, dict(mesh.shape), compiled, seconds, facts)
-    found["advice"] = "" if found["fits"] else advise(compiled.memory.by_kind)
+    if work.fill_bound != "packing":
+      say(f"plan: {work.fill_bound} keeps rows {work.fill:.0%} full of plan.clips. Raise it.")
+    found["advice"] = "" if found["fits"] else advise_on(compiled.memory, pod)
   keep_plan(file, found)
   return found
 
@@ -175,13 +184,20 @@ def answer(found: dict, quiet: bool) -> dict:
     print_plan(found)
   if not found["fits"]:
     print(json.dumps(found))
-    need = found["hbm_gib_per_device"]
-    over = "more memory than there is" if need is None else (
-      f"{need:.1f} GiB a device, {need - found['hbm_gib_available']:.1f} more than the"
-      f" {found['hbm_gib_available']:.1f} of {found['topology']}"
-    )
-    raise DoesNotFit(f"plan: the step needs {over}. {found['advice']}")
+    raise DoesNotFit(f"plan: the step needs {too_much(found)}. {found['advice']}")
   return found
+
+
+def too_much(found: dict) -> str:
+  """By how much a plan does not fit."""
+  need, has = found["hbm_gib_per_device"], found["hbm_gib_available"]
+  if need is None:
+    return "more memory than there is"
+  if need > has:
+    more = f"{need - has:.1f} more than the {has:.1f} of {found['topology']}"
+    return f"{need:.1f} GiB a device, {more}"
+  host, room = found["host_gib_per_device"], found["host_gib_available"]
+  return f"{host:.1f} GiB of its host a device, {host - room:.1f} more than the {room:.1f} there"
 
 
 def search(config, pod: Pod, kept: bool) -> list[dict]:

@@ -14,12 +14,14 @@ def print_plan(plan: dict) -> None:
 
 def print_ranking(plans: list[dict]) -> None:
   """Plans of one pod, the best first."""
-  table = Table(title=f"{plans[0]['topology']}: meshes that were compiled, the best first")
-  for column in ("mesh", "remat", "GiB a device", "step", "MFU", "wire GiB", "days", "cost"):
-    table.add_column(column)
+  has = plans[0]["hbm_gib_available"]
+  title = f"{plans[0]['topology']}, {has:.1f} GiB a device: meshes compiled, the best first"
+  table = Table(title=title, box=None, padding=(0, 1, 0, 0))
+  for column in ("mesh", "remat", "GiB", "step", "MFU", "wire", "days", "cost"):
+    table.add_column(column, no_wrap=True)
   for plan in plans:
-    need, has = plan["hbm_gib_per_device"], plan["hbm_gib_available"]
-    room = f"{'?' if need is None else need} of {has}{'' if plan['fits'] else ': too much'}"
+    need = plan["hbm_gib_per_device"]
+    room = f"{'?' if need is None else f'{need:.1f}'}{'' if plan['fits'] else ' no'}"
     if "step_seconds" not in plan:
       table.add_row(_mesh(plan), plan["remat"], room)
       continue
@@ -72,6 +74,7 @@ def _lines(plan: dict):
   yield "wire a device and step", f"{wire['wire_gib']} GiB", "ring-equivalent"
   for what, size in wire["wire_gib_by_kind_and_axis"].items():
     yield f"  {what}", f"{size} GiB", ""
+  yield "rows are full", f"{plan['fill']:.0%}", f"bound by {plan['fill_bound_by']}"
   yield "tokens a second", f"{plan['tokens_per_second']:,.0f}", ""
   tokens, chips = f"{plan['total_tokens']:.2e} tokens", f"{plan['chip_hours']:,.0f} chip-hours"
   yield "the whole run", f"{plan['days']:.1f} days", f"{chips}, {tokens}"

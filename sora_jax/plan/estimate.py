@@ -97,6 +97,16 @@ class _Clock:
     self.hidden += max(0.0, seconds - waits) if part != "memory" else 0.0
     self.spend(part, waits) if waits else None
 
+  def add(self, inner: "_Clock", trips: int) -> None:
+    """A part that ran so often; its work is counted as often already."""
+    for part, seconds in inner.parts.items():
+      self.spend(part, trips * seconds)
+    self.hidden += trips * inner.hidden
+    for key, wire in inner.wire.items():
+      self.wire[key] += wire
+    self.flops, self.bytes = self.flops + inner.flops, self.bytes + inner.bytes
+    self.kernels += inner.kernels
+
 
 def estimate(
   module: Module, pod: Pod, devices: Sequence, mesh: dict[str, int], attention: Attention
@@ -137,10 +147,12 @@ class _Walk(NamedTuple):
   def instruction(self, one: Instruction, shapes: dict, clock: _Clock, times: int) -> None:
     if one.opcode == "while":
       return self.loop(one, clock, times)
-    if one.opcode in ("call", "conditional"):
-      for name in one.called("to_apply") + one.called("branch_computations")[:1]:
+    if one.opcode == "call":
+      for name in one.called("to_apply"):
         self.computation(name, clock, times)
       return None
+    if one.opcode == "conditional":
+      return self.branches(one, clock, times)
     collectives = find_collectives(self.module, one, self.mesh)
     for found in collectives:
       clock.wire[found.kind, found.axis] += times * found.wire
@@ -170,13 +182,17 @@ class _Walk(NamedTuple):
     inner = _Clock()
     for name in one.called("body"):
       self.computation(name, inner, times * trips)
-    for part, seconds in inner.parts.items():
-      clock.spend(part, trips * seconds)
-    clock.hidden += trips * inner.hidden
-    for key, wire in inner.wire.items():
-      clock.wire[key] += wire
-    clock.flops, clock.bytes = clock.flops + inner.flops, clock.bytes + inner.bytes
-    clock.kernels += inner.kernels
+    clock.add(inner, trips)
+
+  def branches(self, one: Instruction, clock: _Clock, times: int) -> None:
+    """Of a conditional the slowest branch."""
+    roles = ("branch_computations", "true_computation", "false_computation")
+    walked = []
+    for name in (name for role in roles for name in one.called(role)):
+      walked.append(_Clock())
+      self.computation(name, walked[-1], times)
+    if walked:
+      clock.add(max(walked, key=lambda inner: inner.now), 1)
 
   def work(self, one: Instruction, shapes: dict, clock: _Clock, times: int) -> None:
     kernel = one.opcode == "custom-call" and kernels.find(one.name, one.attributes)

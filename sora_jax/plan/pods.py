@@ -6,7 +6,8 @@ starts (XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise). HBM bandwidth: the vendo
 Links of TPUs: cloud.google.com/tpu/docs give a chip's bidirectional bandwidth (v4, v5p, 7x: six
 links; v5e, v6e: four), here it is that of one link, one way. DCN: "How to Scale Your Model",
 jax-ml.github.io/scaling-book, ch. 2 (egress a chip). GPUs: NVLink 4 and 5 as in the data sheets,
-one way; 400 Gbit/s InfiniBand a GPU (DGX reference architectures).
+one way; 400 Gbit/s InfiniBand a GPU (DGX reference architectures). Memory of hosts: that of the
+machines these are rented in (cloud.google.com/compute/docs, DGX data sheets).
 """
 
 import contextlib
@@ -39,6 +40,7 @@ class Kind(NamedTuple):
     wraps: length of an axis from which on its ends are joined, or multiples of it.
     cores: devices a chip.
     host: devices a host.
+    ram: bytes of a host's memory, a device.
   """
 
   name: str
@@ -52,6 +54,7 @@ class Kind(NamedTuple):
   wraps: int
   cores: int
   host: int
+  ram: float
 
   @property
   def peak(self) -> float:
@@ -62,26 +65,25 @@ class Kind(NamedTuple):
     return peak
 
 
-def _tpu(name, device_kind, hbm, hbm_rate, link, network, torus, wraps, cores, host) -> Kind:
-  return Kind(
-    name, "tpu", device_kind, hbm * GIB, hbm_rate, link, network, torus, wraps, cores, host
-  )
+def _tpu(name, device_kind, hbm, hbm_rate, link, network, torus, wraps, cores, host, ram) -> Kind:
+  rates = (hbm * GIB, hbm_rate, link, network)
+  return Kind(name, "tpu", device_kind, *rates, torus, wraps, cores, host, ram)
 
 
 def _gpu(name, hbm_rate, link) -> Kind:
   kind, hbm = f"NVIDIA {name.upper()}", 0.75 * memory_bytes(name)
-  return Kind(name, "cuda", kind, hbm, hbm_rate, link, 50e9, 0, 0, 1, 8)
+  return Kind(name, "cuda", kind, hbm, hbm_rate, link, 50e9, 0, 0, 1, 8, 256e9)
 
 
 KINDS = {
   kind.name: kind
   for kind in (
-    _tpu("v4", "TPU v4", 30.75, 1.228e12, 50e9, 6.25e9, 3, 4, 1, 4),
-    _tpu("v5e", "TPU v5 lite", 15.75, 0.819e12, 50e9, 3.125e9, 2, 16, 1, 4),
-    _tpu("v5p", "TPU v5", 95.74, 2.765e12, 100e9, 6.25e9, 3, 4, 1, 4),
-    _tpu("v6e", "TPU v6 lite", 31.25, 1.64e12, 100e9, 12.5e9, 2, 16, 1, 4),
+    _tpu("v4", "TPU v4", 30.75, 1.228e12, 50e9, 6.25e9, 3, 4, 1, 4, 101e9),
+    _tpu("v5e", "TPU v5 lite", 15.75, 0.819e12, 50e9, 3.125e9, 2, 16, 1, 4, 48e9),
+    _tpu("v5p", "TPU v5", 95.74, 2.765e12, 100e9, 6.25e9, 3, 4, 1, 4, 112e9),
+    _tpu("v6e", "TPU v6 lite", 31.25, 1.64e12, 100e9, 12.5e9, 2, 16, 1, 4, 180e9),
     # Two devices share a chip's links and its way to other slices.
-    _tpu("tpu7x", "TPU7x", 94.75, 3.69e12, 50e9, 6.25e9, 3, 4, 2, 8),
+    _tpu("tpu7x", "TPU7x", 94.75, 3.69e12, 50e9, 6.25e9, 3, 4, 2, 8, 120e9),
     _gpu("h100", 3.35e12, 450e9),
     _gpu("h200", 4.8e12, 450e9),
     _gpu("b200", 8.0e12, 900e9),

@@ -25,6 +25,8 @@ class Run(NamedTuple):
   remat: str
   backend: str
   useful_share: float
+  fill: float
+  fill_bound: str
 
 
 STATE = ("parameters", "averages", "optimiser", "gradients")
@@ -35,6 +37,7 @@ ADVICE = {
   "collectives": "Raise mesh.tensor, so that a layer's gathered weights are fewer.",
   "what a step adds": "Raise mesh.context, or set model.remat=block, or raise accumulate_steps.",
 }
+HOST_ADVICE = "Raise mesh.context, or set model.remat=block, which keeps nothing on the host."
 
 
 def advise(by_kind: dict[str, int]) -> str:
@@ -45,15 +48,21 @@ def advise(by_kind: dict[str, int]) -> str:
   return f"Most is {largest} ({parts[largest] / GIB:.1f} GiB). {ADVICE[largest]}"
 
 
+def advise_on(memory: Memory, pod: Pod) -> str:
+  """The same of a compiled program."""
+  return HOST_ADVICE if memory.host > pod.kind.ram else advise(memory.by_kind)
+
+
 def describe_fit(memory: Memory, pod: Pod) -> dict:
-  """Whether it fits, and where the memory goes."""
+  """Whether it fits, in the device's memory and the host's, and where the memory goes."""
   need = memory.total / GIB
   return {
-    "fits": memory.total <= pod.kind.hbm,
+    "fits": memory.total <= pod.kind.hbm and memory.host <= pod.kind.ram,
     "hbm_gib_per_device": round(need, 2),
     "hbm_gib_available": round(pod.kind.hbm / GIB, 2),
     "hbm_gib_by_kind": {kind: round(size / GIB, 2) for kind, size in memory.by_kind.items()},
     "host_gib_per_device": round(memory.host / GIB, 2),
+    "host_gib_available": round(pod.kind.ram / GIB, 2),
   }
 
 
@@ -73,6 +82,8 @@ def describe_plan(pod: Pod, mesh: dict, compiled: Compiled, found: Estimate, run
     "attention": run.backend,
     "parameters": run.parameters,
     "tokens_per_step": round(run.tokens),
+    "fill": run.fill,
+    "fill_bound_by": run.fill_bound,
     "model_flops": run.model_flops,
     "attention_useful_share": run.useful_share,
     "executed_product_flops_per_device": found.product_flops,

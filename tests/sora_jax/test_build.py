@@ -10,6 +10,7 @@ from data_pipeline.errors import BadInput
 from experiments import demo
 from sora_jax.build.attention import attention_backend
 from sora_jax.build.dit import check_patch, check_prediction, dit_settings, dit_task, flop_settings
+from sora_jax.build.program import FILL, _fill
 from sora_jax.build.run import build_gradient, build_optimizer, build_schedule
 from sora_jax.build.vae import clip_cost, vae_task
 from sora_jax.models.text.encoder import describe
@@ -137,3 +138,23 @@ def test_refuses_captions_whose_states_are_not_there():
   config = demo.get_config("dit")
   with pytest.raises(BadInput, match="lat has captions but no states of its encoder minilm"):
     dit_task(config, [dataset], None)
+
+
+@pytest.mark.parametrize(
+  ("clips", "changes", "fill", "bound"),
+  [
+    (((100, 1.0),), dict(slots=1000, segments=16, caption_slots=500), FILL, "packing"),
+    (((990, 1.0),), dict(slots=1000, segments=16, caption_slots=500), 0.99, "packing"),
+    (((100, 1.0),), dict(slots=1000, segments=4, caption_slots=500), 0.4, "data.segments"),
+    # 20 caption tokens of every clip: 60 of them are 3 clips.
+    (((100, 1.0),), dict(slots=1000, segments=16, caption_slots=60), 0.3, "data.caption_slots"),
+    # Half of the tokens in clips of 50, half in clips of 200: 12.5 clips in a full row.
+    (((50, 1), (200, 1)), dict(slots=1000, segments=5, caption_slots=900), 0.4, "data.segments"),
+  ],
+)
+def test_a_row_is_planned_as_full_as_its_capacities_allow(clips, changes, fill, bound):
+  config = ConfigDict({"data": changes, "plan": {"caption_tokens": 20}})
+  shares = sum(share for _, share in clips)
+  mean = sum(share * tokens for tokens, share in clips) / shares
+  found, by = _fill(config, mean, sum(share / tokens for tokens, share in clips) / shares)
+  assert found == pytest.approx(fill) and by == bound

@@ -109,6 +109,7 @@ TINY = "--config=experiments/sora_1b.py:tiny"
       ("--topology=v5e:4", TINY, "--config.plan.clips=((5000,1.0),)", "--mesh=fsdp=2,context=2"),
       "has to be ((tokens, share), ...)",
     ),
+    (("--topology=v5e:4", TINY, "--mesh=fsdp=2,fsdp=4"), "gives fsdp twice"),
     (("--topology=v5e:4", TINY, "--mesh=data=--1"), "Correct 'data=--1'"),
     (("--topology=v5e:4", TINY, "--price=nan"), "--price=nan is no price"),
     (("--topology=v5e:4", TINY, "--config.plan.clips=((100,),)"), "plan.clips=((100,),)"),

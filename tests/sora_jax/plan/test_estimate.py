@@ -53,6 +53,29 @@ def test_what_starts_and_ends_apart_runs_beside():
   assert found.wire == {("all-gather", "context"): 3e9}
 
 
+@pytest.mark.parametrize(
+  "roles",
+  ["branch_computations={%quick, %slow}", "true_computation=%quick, false_computation=%slow"],
+)
+def test_a_conditional_takes_its_slowest_branch(roles):
+  branches = """%quick (p: f32[4]) -> f32[4] {
+  %p = f32[2000000000]{0} parameter(0)
+  ROOT %q = f32[4]{0} negate(%p)
+}
+
+%slow (p: f32[4]) -> f32[4] {
+  %p = f32[2000000000]{0} parameter(0)
+  %y = f32[2000000000]{0} negate(%p)
+  ROOT %z = f32[2000000000]{0} negate(%y)
+}
+"""
+  found = walk(
+    f"  %a = f32[2000000000]{{0}} parameter(0)\n  %c = f32[2] conditional(%i, %a, %a), {roles}",
+    computations=branches,
+  )
+  assert found.seconds == pytest.approx(READ)
+
+
 def test_loops_count_their_trips():
   body = """%cond (p: (s32[], f32[4])) -> pred[] {
   %p = (s32[], f32[2000000000]{0}) parameter(0)

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sora_jax.parallel.mesh import make_mesh
 from sora_jax.plan import hlo, memory
 from sora_jax.plan.pods import GIB, parse_topology
-from sora_jax.plan.result import advise, describe_fit
+from sora_jax.plan.result import advise, advise_on, describe_fit
 
 DUMP = """BufferAssignment:
 allocation 0: size 400, parameter 0, shape |f32[100]| at ShapeIndex {}, maybe-live-out:
@@ -67,6 +67,15 @@ def test_what_to_change_is_the_largest():
   assert "Most is workspace (60.0 GiB). Raise mesh.context" in advise(kinds)
   fit = describe_fit(memory.Memory(dict(kinds, batch=0)), parse_topology("v5p:2x2x1"))
   assert not fit["fits"] and fit["hbm_gib_per_device"] == 110.0
+
+
+def test_what_is_put_on_a_host_must_fit_there():
+  pod = parse_topology("v5e:4")
+  hosted = memory.Memory(dict(activations=GIB), int(1.1 * pod.kind.ram))
+  assert not describe_fit(hosted, pod)["fits"]
+  assert "keeps nothing on the host" in advise_on(hosted, pod)
+  small = memory.Memory(dict(activations=20 * GIB), 1)
+  assert "Most is activations" in advise_on(small, pod)
 
 
 def test_unions():
