@@ -18,6 +18,7 @@ from data_pipeline import hashing
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.rgb import Area
+from data_pipeline.tokens import Totals
 from data_pipeline.video import window_of
 
 VERSION = 1  # of the stream: raised whenever the same settings give other windows
@@ -137,6 +138,11 @@ class ClipBatches:
     """
     epoch, place = divmod(self._step * self._rows, self.clips)
     return {"stage": self._stage, "epoch": epoch, "window": 0, "bin": place, "step": self._step}
+
+  @property
+  def totals(self) -> Totals:
+    """What a step holds, other hosts' rows included: windows, which are no tokens yet."""
+    return Totals(0, 0, 0.0, clips=self._rows, slots=0)
 
   @property
   def fingerprint(self) -> str:

@@ -21,6 +21,7 @@ from data_pipeline.packing import PackSettings, Plan
 from data_pipeline.plans import Plans, StepBins
 from data_pipeline.row import RowReader
 from data_pipeline.stream import Mixture, Pool
+from data_pipeline.tokens import Totals
 
 _PLANS_KEPT = 3  # of two windows between which the readers stand, and of the next
 _FEW = 2**15  # clips: so few have short windows, of which every reading thread may be in another
@@ -190,6 +191,9 @@ class LatentBatches:
 
   def __next__(self) -> dict[str, np.ndarray]:
     batch = next(self._steps)
+    here = self._cursor
+    plan = self._plans(here.epoch * self._windows + here.window)
+    self._totals = plan.totals(here.bin // self._settings.rows)
     next_one = self._move(self._cursor, 1)
     self._cursor = self._jump(dataclasses.replace(next_one, step=self._cursor.step + 1))
     return batch
@@ -198,6 +202,11 @@ class LatentBatches:
   def cursor(self) -> dict:
     """JSON-able position after the last batch returned, see `data_pipeline.cursor.Cursor`."""
     return self._cursor.to_json()
+
+  @property
+  def totals(self) -> Totals:
+    """What the step of the last batch returned holds, other hosts' rows included."""
+    return self._totals
 
   @property
   def facts(self) -> dict:

@@ -16,6 +16,7 @@ import numpy as np
 from data_pipeline import bins, hashing
 from data_pipeline.errors import BadInput
 from data_pipeline.stream import Block, Mixture, Pool, Purpose
+from data_pipeline.tokens import Totals
 
 VERSION = 2  # of the plan: raised whenever the same input gives another plan
 WINDOW_CLIPS = 2**20  # planned in about 3 s, within 1 GB
@@ -144,6 +145,18 @@ class Plan:
       self.record[start:stop],
       self.caption[start:stop],
       self.first_draw + np.arange(start, stop),
+    )
+
+  def totals(self, step: int) -> Totals:
+    """What all rows of a step hold."""
+    first, last = (int(self.offsets[i * self.settings.rows]) for i in (step, step + 1))
+    patches, captions = self.patches[first:last], self.caption_tokens[first:last]
+    return Totals(
+      patches=int(patches.sum()),
+      captions=int(captions.sum()),
+      squares=float(np.sum((patches + captions).astype(np.float64) ** 2)),
+      clips=last - first,
+      slots=self.settings.rows * self.settings.slots,
     )
 
   def imbalance(self, ranks: int) -> float:

@@ -8,7 +8,7 @@ batch" of docs/architecture.md.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,6 +115,38 @@ def caption_positions(tokens: int) -> np.ndarray:
   positions = np.zeros((tokens, 4), np.float32)
   positions[:, 3] = np.arange(1, tokens + 1)
   return positions
+
+
+class Totals(NamedTuple):
+  """What a step holds, over the rows of all hosts.
+
+  Attributes:
+    patches, captions: tokens of each kind.
+    squares: Σ (tokens of a segment)².
+    clips: segments.
+    slots: of the rows, full or not.
+  """
+
+  patches: int
+  captions: int
+  squares: float
+  clips: int
+  slots: int
+
+
+def count_rows(batch: dict[str, np.ndarray]) -> Totals:
+  """What packed rows hold, counted slot by slot."""
+  rows, slots = batch["segment"].shape
+  size = batch["draw"].shape[1] + 1
+  flat = batch["segment"] + size * np.arange(rows)[:, None]
+  lengths = np.bincount(flat.ravel(), minlength=rows * size).reshape(rows, size)[:, 1:]
+  return Totals(
+    patches=int(np.sum(batch["token_index"] >= 0)),
+    captions=int(np.sum(batch["text_index"] >= 0)),
+    squares=float(np.sum(lengths.astype(np.float64) ** 2)),
+    clips=int(np.sum(lengths > 0)),
+    slots=rows * slots,
+  )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

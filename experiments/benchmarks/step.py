@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.errors import BadInput
+from data_pipeline.tokens import count_rows
 from experiments.benchmarks import batches
 from experiments.benchmarks.mixtures import MIXTURES
 from sora_jax.attention.runs import block_ranges, runs
@@ -144,7 +145,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def measure(config, mesh, settings: dict, batch: dict, args) -> dict:
   """Times of our step on a batch, and of the twin's."""
-  counts = count_packed(batch, **flop_settings(settings["model"]))
+  counts = count_packed(count_rows(batch), **flop_settings(settings["model"]))
   if not args.turns:
     return {"tokens": counts.tokens, "segments": counts.clips, "waste": waste(batch)}
   ours = make_ours(config, mesh, settings, batch)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from data_pipeline.tokens import Totals
 from sora_jax.train.metrics import Counts, Meter
 from sora_jax.train.state import Progress
 
@@ -38,9 +39,10 @@ class Feed:
   """Takes batches one by one and counts what goes by.
 
   Args:
-    batches: iterator of host batches with a JSON-able `cursor`: the position after the last one.
+    batches: iterator of host batches with `totals` of the last one's step, over all hosts, and a
+      JSON-able `cursor`: the position after it.
     put: host batch -> device arrays, without waiting.
-    count: host batch -> its `Counts`.
+    count: totals of a step -> its `Counts`.
     progress: where the run stands.
     meter: told of the time spent waiting for `batches`.
   """
@@ -50,7 +52,7 @@ class Feed:
     batches,
     *,
     put: Callable[[dict], Any],
-    count: Callable[[dict], Counts],
+    count: Callable[[Totals], Counts],
     progress: Progress,
     meter: Meter,
   ):
@@ -69,7 +71,7 @@ class Feed:
     cursor = dict(self._batches.cursor)  # a copy: the prefetch moves on before the state is saved
     if not is_running(in_flight):
       self._meter.waited(time.perf_counter() - begin)
-    counts = self._count(batch)
+    counts = self._count(self._batches.totals)
     seen = self._progress
     self._progress = Progress(
       cursor, seen.tokens_seen + counts.tokens, seen.clips_seen + counts.clips

@@ -1,4 +1,4 @@
-"""Model FLOPs of a batch, counted on the host: useful work only.
+"""Model FLOPs of a step, counted on the host: useful work only.
 
 Neither padding nor attention across segments counts. A multiply-add is two FLOPs; a training step
 costs three forward passes (remat is not counted).
@@ -6,8 +6,8 @@ Source: Kaplan et al. 2020, arXiv:2001.08361, sec. 2.1, with attention by Σ seg
 """
 
 import jax
-import numpy as np
 
+from data_pipeline.tokens import Totals
 from sora_jax.train.metrics import Counts
 
 
@@ -39,18 +39,11 @@ def dit_forward_flops(
   return 2 * (linear * (patches + captions) + attention + ends)
 
 
-def count_packed(batch: dict[str, np.ndarray], **settings) -> Counts:
-  """What a packed batch holds; `settings` are those of `dit_forward_flops`."""
-  rows, slots = batch["segment"].shape
-  size = batch["draw"].shape[1] + 1
-  flat = batch["segment"] + size * np.arange(rows)[:, None]
-  lengths = np.bincount(flat.ravel(), minlength=rows * size).reshape(rows, size)[:, 1:]
-  patches = int(np.sum(batch["token_index"] >= 0))
-  captions = int(np.sum(batch["text_index"] >= 0))
-  squares = float(np.sum(lengths.astype(np.float64) ** 2))
+def count_packed(totals: Totals, **settings) -> Counts:
+  """What a packed step holds and costs; `settings` are those of `dit_forward_flops`."""
+  patches, captions, squares, clips, slots = totals
   flops = 3 * dit_forward_flops(patches, captions, squares, **settings)
-  clips = int(np.sum(lengths > 0))
-  return Counts(patches + captions, clips, flops, slots=batch["segment"].size)
+  return Counts(patches + captions, clips, flops, slots)
 
 
 def forward_flops(function, *shapes) -> float:
@@ -65,10 +58,7 @@ def forward_flops(function, *shapes) -> float:
   return float(costs["flops"])
 
 
-def count_clips(
-  batch: dict[str, np.ndarray], *, flops_per_clip: float, tokens_per_clip: int
-) -> Counts:
-  """What a VAE batch holds: windows of equal size and cost; its tokens are latent positions."""
-  clips = len(batch["video"])
-  tokens = clips * tokens_per_clip
-  return Counts(tokens, clips, clips * flops_per_clip, slots=tokens)
+def count_clips(totals: Totals, *, flops_per_clip: float, tokens_per_clip: int) -> Counts:
+  """What a VAE's step holds: windows of equal size and cost; its tokens are latent positions."""
+  tokens = totals.clips * tokens_per_clip
+  return Counts(tokens, totals.clips, totals.clips * flops_per_clip, slots=tokens)

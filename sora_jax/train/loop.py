@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from data_pipeline.tokens import Totals
 from sora_jax.train.age import command_seconds
 from sora_jax.train.feed import Fed, Feed
 from sora_jax.train.metrics import Counts, Meter, read_values
@@ -36,7 +37,7 @@ def fit(
   log_steps: int,
   save_steps: int,
   put: Callable[[dict], Any],
-  count: Callable[[dict], Counts],
+  count: Callable[[Totals], Counts],
   report: Callable[[int, dict], None],
   save: Callable[[int, State, Progress], None],
   progress: Progress,
@@ -51,17 +52,18 @@ def fit(
   Args:
     state: fresh or restored; its buffers are donated.
     frozen: what the step reads and never changes.
-    batches: endless iterator of host batches; `.cursor` is the JSON-able position after the last.
+    batches: endless iterator of host batches; `.cursor` is the JSON-able position after the last,
+      `.totals` what its step holds.
     step_fn: `(state, frozen, batch) -> (state, metrics)` with `loss`, `grad_norm` and `param_norm`;
       donates.
     total_steps: steps of the whole run, not of this call.
     log_steps, save_steps: how often to report and to save; the last step does both.
     put: host batch -> device arrays, without waiting.
-    count: host batch -> what is in it.
+    count: totals of a step -> what it holds and costs.
     report: takes the metrics of a step as plain numbers.
     save: takes a checked state and the progress that belongs to it; may write in the background.
     progress: of a restored state; of a new run, the loader's first cursor and zeros.
-    peak: FLOP/s of the devices that work on what `count` counts; None where it is not known.
+    peak: FLOP/s of all devices; None where it is not known.
     hooks: evaluations.
     watch: told of each step that is done; the next may be running.
     stop: asked after each step; a reason saves and leaves.

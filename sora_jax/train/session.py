@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from data_pipeline.errors import BadInput
-from sora_jax.parallel.mesh import host_share
+from data_pipeline.tokens import Totals
 from sora_jax.parallel.peaks import peak_flops
 from sora_jax.parallel.place import make_put
 from sora_jax.parallel.rules import Rules
@@ -37,8 +37,8 @@ class Task(NamedTuple):
     gradient: `(params, frozen, batch) -> ((loss, metrics), gradients)`, see `make_gradient`.
     optimizer, ema_decay, rules: of optax; of the average, 0 for none; sharding of the parameters.
     more_decays: of further averages.
-    batches: cursor or None -> endless iterator with `cursor` and `fingerprint`.
-    count: host batch -> `Counts`.
+    batches: cursor or None -> endless iterator with `cursor`, `totals` and `fingerprint`.
+    count: totals of a step -> `Counts`.
     hooks: evaluations.
     dataset_fingerprint: of the data trained on.
     frozen: tree that the loss reads and no step changes, such as a perceptual network's weights.
@@ -51,7 +51,7 @@ class Task(NamedTuple):
   ema_decay: float
   rules: Rules
   batches: Callable[[dict | None], Any]
-  count: Callable[[dict], Counts]
+  count: Callable[[Totals], Counts]
   hooks: Sequence[Hook]
   dataset_fingerprint: str
   frozen: Any = {}
@@ -241,7 +241,7 @@ def train(
         report=report,
         save=save,
         progress=progress,
-        peak=local_peak(mesh),
+        peak=mesh_peak(mesh),
         hooks=hooks,
         watch=profiler,
         stop=stop,
@@ -249,13 +249,10 @@ def train(
       )
 
 
-def local_peak(mesh) -> float | None:
-  """FLOP/s of the devices that work on this process's rows; None where it is not known.
-
-  Processes along `context` or `tensor` alone share their rows, and count them both.
-  """
+def mesh_peak(mesh) -> float | None:
+  """FLOP/s of all devices; None where it is not known."""
   peak = peak_flops(mesh.devices.flat[0].device_kind)
-  return peak and peak * mesh.size / host_share(mesh)[1]
+  return peak and peak * mesh.size
 
 
 def warn_changes(warnings: list[str], events) -> None:

@@ -165,6 +165,20 @@ def test_plans_are_not_made_again_for_threads_in_many_short_epochs(monkeypatch):
   assert len(made) == len(set(made)) >= 40
 
 
+def test_totals_are_of_the_whole_step_on_every_host():
+  """Across a window's end and a jump; against what the slots of all rows hold."""
+  jumps = dict(skip_steps=((3, 5),))
+  whole, part = open_batches(**jumps), open_batches(rank=1, ranks=2, **jumps)
+  try:
+    for _ in range(9):
+      batch = next(whole)
+      next(part)
+      assert whole.totals == part.totals == tokens.count_rows(batch)
+  finally:
+    whole.close()
+    part.close()
+
+
 def test_hosts_share_the_rows_of_the_same_steps():
   shares = [take(open_batches(rank=rank, ranks=2), 9) for rank in range(2)]
   for (first, cursor), (second, same), (whole, there) in zip(*shares, STREAM[:9], strict=True):

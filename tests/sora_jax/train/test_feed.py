@@ -17,7 +17,7 @@ class Slow:
   cursor = {"bin": 0}
 
   def __init__(self, seconds):
-    self.seconds = seconds
+    self.seconds, self.totals = seconds, None
 
   def __next__(self):
     time.sleep(self.seconds)
@@ -26,7 +26,7 @@ class Slow:
 
 def feed_and_meter(seconds):
   meter = Meter()
-  settings = dict(put=lambda batch: batch, count=lambda batch: Counts(1, 1, 1.0, 1))
+  settings = dict(put=lambda batch: batch, count=lambda totals: Counts(1, 1, 1.0, 1))
   return Feed(Slow(seconds), **settings, progress=Progress({}), meter=meter), meter
 
 

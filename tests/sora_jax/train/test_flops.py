@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipeline.tokens import Segment, pack_row, stack_rows
+from data_pipeline.tokens import Segment, count_rows, pack_row, stack_rows
 from sora_jax.attention.registry import segment_attention
 from sora_jax.models.dit import DiT
 from sora_jax.nn.block import mlp_hidden
@@ -76,7 +76,7 @@ def test_one_full_row_costs_what_xla_counts(mlp, pooled):
 
 def test_packed_counts_its_segments_alone_and_no_padding():
   count = lambda segments, slots: count_packed(  # noqa: E731
-    batch_of(segments, slots, slots), **settings("swiglu", True, 3)
+    count_rows(batch_of(segments, slots, slots)), **settings("swiglu", True, 3)
   )
   parts = [segment(20, 5), segment(9, 3)]
   packed, alone = count(parts, 64), [count([part], 128) for part in parts]

@@ -16,6 +16,8 @@ from sora_jax.train.stop import NotFinite, Preempted, Signals
 class Batches:
   """Endless; the cursor counts."""
 
+  totals = None
+
   def __init__(self, at=0):
     self.cursor = {"bin": at}
 
@@ -80,7 +82,7 @@ class Run:
       self.step,
       total_steps=total_steps,
       put=self.put,
-      count=lambda batch: Counts(tokens=2**31, clips=3, flops=1e9, slots=2**31),
+      count=lambda totals: Counts(tokens=2**31, clips=3, flops=1e9, slots=2**31),
       report=self.report,
       save=self.save,
       progress=Progress({"bin": at}, at * 2**31, at * 3),

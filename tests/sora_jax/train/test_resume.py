@@ -124,7 +124,7 @@ from sora_jax.train.state import Progress, abstract_state, init_state, state_sha
 TOTAL = 60
 
 class Batches:
-  cursor = {"bin": 0}
+  cursor, totals = {"bin": 0}, None
   def __next__(self):
     time.sleep(0.01)
     at = self.cursor["bin"]
@@ -164,7 +164,7 @@ def train(workdir, events, checkpoints):
   cut_back(workdir, int(state.step))
   with MetricsWriter(workdir, total_steps=TOTAL, step=int(state.step)) as report:
     fit(state, None, batches, jax.jit(step, donate_argnums=0), total_steps=TOTAL, log_steps=1,
-        save_steps=8, put=make_put(mesh), count=lambda batch: Counts(100, 8, 1e3, 100),
+        save_steps=8, put=make_put(mesh), count=lambda totals: Counts(100, 8, 1e3, 100),
         report=report,
         save=lambda n, s, p: checkpoints.save(n, s, p, facts), progress=progress, events=events)
 

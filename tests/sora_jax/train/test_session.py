@@ -26,6 +26,8 @@ class Batches:
 
   fingerprint = "plan"
 
+  totals = None
+
   def __init__(self, cursor):
     self.cursor = {"batch": 0} | (cursor or {})
 
@@ -57,7 +59,7 @@ def task(*, side: int = 3, key: int = 0, dataset: str = "data", **changes) -> Ta
     ema_decay=0.5,
     rules=REPLICATED,
     batches=Batches,
-    count=lambda batch: Counts(3, 1, 1.0, 4),
+    count=lambda totals: Counts(3, 1, 1.0, 4),
     hooks=[],
     dataset_fingerprint=dataset,
   )._replace(**changes)
