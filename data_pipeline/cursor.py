@@ -59,8 +59,8 @@ def check_skips(skips: Sequence[Sequence[int]], cursor: Cursor) -> Ranges:
     BadInput: no ascending ranges; one that the run has read from already.
   """
   edges = [edge for part in skips for edge in part]
-  pairs = all(len(part) == 2 for part in skips)
-  if not pairs or edges != sorted(set(edges)) or min(edges, default=0) < 0:
+  pairs = all(len(part) == 2 and part[0] < part[1] for part in skips)
+  if not pairs or edges != sorted(edges) or min(edges, default=0) < 0:
     raise BadInput(
       f"loader: skip_steps={tuple(skips)} are not ascending ranges (first step, step after the "
       "last). Correct data.skip_steps."
@@ -76,12 +76,12 @@ def check_skips(skips: Sequence[Sequence[int]], cursor: Cursor) -> Ranges:
 
 
 def jump(cursor: Cursor, ahead: Ranges, plans: Plans, *, rows: int, windows: int) -> Cursor:
-  """The cursor itself, or the end of the range that begins there."""
+  """The cursor itself, or the end of the ranges that begin there, one after the other."""
   for start, stop in ahead:
     if start == cursor.position:
       moved = move(cursor, stop - start, plans, rows=rows, windows=windows)
       skipped = tuple(sorted({*cursor.skipped, (start, stop)}))
-      return dataclasses.replace(moved, skipped=skipped)
+      cursor = dataclasses.replace(moved, skipped=skipped)
   return cursor
 
 

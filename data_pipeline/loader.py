@@ -182,7 +182,8 @@ class LatentBatches:
       [(start - origin, stop - origin) for start, stop in self._ahead],
     )
     reader = RowReader(datasets, text, settings, given_first_frame, (mixture.seed, mixture.stage))
-    steps = grain.MapDataset.source(bins).map(reader.read_step)[here:]
+    read = lambda step: (reader.read_step(step[0]), step[1])  # noqa: E731
+    steps = grain.MapDataset.source(bins).map(read)[here:]
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     self._steps = iter(steps.to_iter_dataset(reading))
 
@@ -190,10 +191,7 @@ class LatentBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    batch = next(self._steps)
-    here = self._cursor
-    plan = self._plans(here.epoch * self._windows + here.window)
-    self._totals = plan.totals(here.bin // self._settings.rows)
+    batch, self._totals = next(self._steps)
     next_one = self._move(self._cursor, 1)
     self._cursor = self._jump(dataclasses.replace(next_one, step=self._cursor.step + 1))
     return batch

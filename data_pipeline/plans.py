@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 from data_pipeline.errors import BadInput
 from data_pipeline.packing import Bin, Plan
+from data_pipeline.tokens import Totals
 
 _ENDLESS = 2**60  # bins: more than any run reads, and a length that Python takes
 
@@ -89,8 +90,8 @@ class Plans:
 class StepBins:
   """This host's bins of every step from the beginning of a window on, windows end to end.
 
-  Element i is a list of this rank's bins of the i-th step. Ranges of steps that are to be jumped
-  over are not counted.
+  Element i is a list of this rank's bins of the i-th step, and what all rows of it hold. Ranges of
+  steps that are to be jumped over are not counted.
 
   Args:
     plans: by number of the window.
@@ -125,7 +126,7 @@ class StepBins:
   def __len__(self) -> int:
     return _ENDLESS
 
-  def __getitem__(self, index: int) -> list[Bin]:
+  def __getitem__(self, index: int) -> tuple[list[Bin], Totals]:
     for start, stop in self._jumps:
       index += stop - start if index >= start else 0
     nth = self._find_window(index)
@@ -133,7 +134,8 @@ class StepBins:
     plan = self._plans(number)
     if 2 * (step + 1) >= plan.steps:  # half way: nobody is to wait at the boundary
       self._plans.prepare(number + 1)
-    return [plan.bin(step * self._step_rows + row) for row in self._rows]
+    bins = [plan.bin(step * self._step_rows + row) for row in self._rows]
+    return bins, plan.totals(step)
 
   def _find_window(self, step: int) -> int:
     """Number of the window of a step, counted from the first; plans those up to it."""

@@ -15,6 +15,10 @@ def base(total_steps: int) -> ConfigDict:
   c.init_from = ""  # "RUN@STEP" or "RUN" starts a stage from another run's weights
   c.init_weights = "ema"  # or "params", or "ema:0.9999" of more_ema_decays
   c.every = every()
+  c.wait = waits()
+  # A loss above so many medians of the last window logged is a spike: back to the last checkpoint,
+  # and over its data, most times a session. 0: none is looked for.
+  c.spike = dict(factor=0.0, window=50, most=3)
   # A trace of so many steps, from that one of a session on, into WORKDIR/profile; 0: none.
   c.profile = dict(first_step=10, steps=0)
   c.keep = dict(checkpoints=3, period_steps=0)  # the newest ones, and one each period for good
@@ -25,6 +29,16 @@ def every(**changes) -> dict:
   """How often, in steps. 0 switches evaluation off, and the comparison of replicas."""
   settings = dict(log_steps=10, checkpoint_steps=500, evaluate_steps=500, replica_check_steps=1000)
   return {**settings, **changes}
+
+
+def waits(**changes) -> dict:
+  """After how many seconds a run that stands still is ended, by what it is doing.
+
+  `start`: until the first step is done, compiling included; `step`, `save`, `evaluate`: one of
+  these. `silence`: of a process that gives no sign of life.
+  """
+  settings = dict(start_seconds=3600, step_seconds=900, save_seconds=1800, evaluate_seconds=3600)
+  return {**settings, "silence_seconds": 100, **changes}
 
 
 def drawing(**changes) -> dict:

@@ -166,7 +166,7 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
     hooks = [Hook("held_out", config.every.evaluate_steps, evaluate)]
   return Task(
     **learning,
-    batches=lambda cursor: packed_batches(
+    batches=lambda cursor, more=(): packed_batches(
       config,
       datasets,
       cursor,
@@ -174,7 +174,8 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
       split="train",
       dropout=config.data.caption_dropout,
       given=config.data.given_first_frame,
-      **{name: config.data[name] for name in MIX_SETTINGS},
+      **{name: config.data[name] for name in MIX_SETTINGS if name != "skip_steps"},
+      skip_steps=sorted({*config.data.skip_steps, *more}),
     ),
     hooks=hooks,
     dataset_fingerprint=" ".join(each.fingerprint for each in datasets),

@@ -100,7 +100,7 @@ def build_program(config, mesh) -> tuple[Program, Work]:
   settings = _settings(config)
   task = Task(
     **dit_learning(config, mesh, settings),
-    batches=lambda cursor: iter(()),
+    batches=lambda cursor, more=(): iter(()),
     hooks=(),
     dataset_fingerprint="",
   )

@@ -4,7 +4,8 @@ from data_pipeline.errors import BadInput
 from sora_jax.parallel.mesh import make_mesh, mesh_ranks
 from sora_jax.train.accumulate import make_gradient
 from sora_jax.train.optim import make_optimizer, make_schedule
-from sora_jax.train.session import Schedule
+from sora_jax.train.session import Schedule, Waits
+from sora_jax.train.spikes import SpikeSettings
 
 MAY_BE_OFF = ("evaluate_steps", "replica_check_steps")  # by 0
 
@@ -23,6 +24,8 @@ def build_schedule(config) -> Schedule:
     raise BadInput(
       f"config: keep.checkpoints={config.keep.checkpoints} would keep none. Set it to 1 or more."
     )
+  wait = config.wait.to_dict()
+  wait.pop("silence_seconds")
   return Schedule(
     config.total_steps,
     config.every.log_steps,
@@ -32,6 +35,8 @@ def build_schedule(config) -> Schedule:
     config.every.replica_check_steps,
     config.profile.first_step,
     config.profile.steps,
+    Waits(**wait),
+    SpikeSettings(**config.spike),
   )
 
 

@@ -35,6 +35,11 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
   loss = make_vae_loss(structure, seed=config.seed, **terms)
   optimizer, ema_decay, more_decays = build_optimizer(config)
   batches = partial(clips_of, config, dataset, share=host_share(mesh))
+  if config.spike.factor:
+    raise BadInput(
+      f"config: spike.factor={config.spike.factor} is for a DiT, whose data can be skipped. Set it"
+      " to 0."
+    )
   hooks = []
   if config.every.evaluate_steps:
     check_held_out(config, [dataset])

@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     return int(stop.code or 0)
   except BaseException as error:
     return report_error(argv[0], error)
-  print(json.dumps(result))
+  if result is not None:  # of several processes one answers
+    print(json.dumps(result))
   return 0
 
 
@@ -70,7 +71,7 @@ def program() -> NoReturn:
   sys.exit(code)
 
 
-def run_command(name: str, argv: list[str]) -> dict:
+def run_command(name: str, argv: list[str]) -> dict | None:
   """Runs a command in this process and returns its result. Raises what went wrong."""
   begin_command()
   module = importlib.import_module(f"sora_jax.commands.{name}")

@@ -4,14 +4,16 @@ import itertools
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from data_pipeline import hashing
 from data_pipeline.dataset import Dataset, choose_tokenizer
@@ -34,13 +36,15 @@ from sora_jax.models.frozen_vae import (
 )
 from sora_jax.models.text.registry import load_frozen_text_encoder, load_text_encoder
 from sora_jax.models.vae import CODECS, make_codec
+from sora_jax.parallel import hosts
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.hashes import tree_sha256
 from sora_jax.train.ranges import check_ranges
-from sora_jax.train.session import Schedule, check_workdir, lock, train
+from sora_jax.train.session import Schedule, check_workdir, lock, tell, train
 from sora_jax.train.stop import Preempted
 from sora_jax.train.weights import check_origin
 
+PREPARE_SECONDS = 86_400  # that processes wait while the first one makes data, once a run
 STATISTICS_CLIPS = 256  # clips, or windows of them, that the latents' mean and std come from
 STEP_FILE = "step.json"  # in an exported VAE: the step, codec and parameters that it is of
 FROZEN = {"vae": load_frozen_vae, "text": load_frozen_text_encoder}  # a run's copies, by folder
@@ -56,13 +60,31 @@ def parser():
     """,
     config=True,
   )
-  p.add_argument("--workdir", required=True, help="folder of the run")
+  p.add_argument("--workdir", required=True, help="folder of the run, the same for all processes")
+  p.add_argument(
+    "--coordinator",
+    default="",
+    metavar="HOST:PORT",
+    help="of process 0; Slurm, GKE, Cloud TPU and sora launch say it by themselves",
+  )
+  p.add_argument("--processes", type=int, default=0, help="of the run, with --coordinator")
+  p.add_argument("--process", type=int, default=-1, help="this one's number, from 0 on")
   return p
 
 
-def run(args) -> dict:
+def run(args) -> dict | None:
+  wait = args.config.wait
+  check_ranges(json.loads(args.config.to_json()))
   with leaving_at_sigterm():
-    return run_training(args.config, make_folder("--workdir", Path(args.workdir)))
+    hosts.initialize(
+      args.coordinator,
+      args.processes,
+      args.process,
+      start_seconds=wait.start_seconds,
+      silence_seconds=wait.silence_seconds,
+    )
+    done = run_training(args.config, make_folder("--workdir", Path(args.workdir)))
+  return done if hosts.is_first() else None
 
 
 @contextmanager
@@ -96,8 +118,28 @@ def run_training(config, workdir: Path) -> dict:
   check_microbatches(config, mesh)
   if config.model.name == "dit":
     build_attention(config, mesh)
-  with lock(workdir):
+  with ExitStack() as stack:
+    hosts.first_does(
+      "lock", lambda: stack.enter_context(lock(workdir)), seconds=config.wait.start_seconds
+    )
+    check_shared(workdir, config.wait.start_seconds)
     return train_locked(config, workdir, schedule, mesh)
+
+
+def check_shared(workdir: Path, seconds: float) -> None:
+  """Raises BadInput where processes have folders of their own under the same name."""
+  if hosts.count() == 1:
+    return
+  mark, word = workdir / "shared", str(time.time_ns())
+  hosts.first_does("mark", lambda: mark.write_text(word), seconds=seconds)
+  mine = hosts.share("marked", mark.read_text() if mark.is_file() else "", seconds=seconds)
+  hosts.first_does("unmark", mark.unlink, seconds=seconds)
+  odd = [i for i, found in enumerate(mine) if found != mine[0]]
+  if odd:
+    raise BadInput(
+      f"train: --workdir={workdir} of {hosts.name_processes(odd)} is not that of process 0. Use a"
+      " folder of a file system that all hosts mount."
+    )
 
 
 def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
@@ -111,14 +153,15 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
     check_alike(datasets, text)
     if config.init_from and not has_begun(workdir):
       check_origin(config.init_from, made_with(datasets[0], text))
-    keep_frozen(datasets[0], text, workdir)
+    keep = lambda: keep_frozen(datasets[0], text, workdir)  # noqa: E731
+    hosts.first_does("frozen", keep, seconds=PREPARE_SECONDS)
   with jax.set_mesh(mesh):
     task = (
       dit_task(config, datasets, mesh)
       if is_dit
       else vae_task(config, datasets[0], mesh)
     )
-    say(describe_devices(config, mesh))
+    tell(describe_devices(config, mesh))
     state, progress = train(
       task,
       workdir,
@@ -129,13 +172,22 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
       init_weights=config.init_weights,
     )
   if not is_dit:
-    export_vae(config, state.averaged, int(state.step), datasets[0], workdir)
+    params = whole(state.averaged)
+    export = lambda: export_vae(config, params, int(state.step), datasets[0], workdir)  # noqa: E731
+    hosts.first_does("export", export, seconds=PREPARE_SECONDS)
   return {
     "workdir": str(workdir),
     "step": int(state.step),
     "tokens_seen": progress.tokens_seen,
     "clips_seen": progress.clips_seen,
   }
+
+
+def whole(params):
+  """A tree of the parameters on every host."""
+  if hosts.count() == 1:
+    return params
+  return multihost_utils.process_allgather(params, tiled=True)
 
 
 def describe_devices(config, mesh) -> str:
@@ -151,7 +203,9 @@ def open_data(config, workdir: Path, *, kind: str) -> list[Dataset]:
   if config.data.path:
     paths = config.data.path.split(",") if kind == "latent" else [config.data.path]
     return [Dataset.open(path.strip(), kind=kind) for path in paths]
-  clips = make_world(config.world.to_dict(), workdir / "data" / "clips")
+  world, made = (config.world.to_dict(), workdir / "data" / "clips"), []
+  hosts.first_does("data", lambda: made.append(make_world(*world)), seconds=PREPARE_SECONDS)
+  clips = made[0] if made else make_world(*world)  # which is there
   if kind == "clip":
     return [clips]
   codec = config.codec.to_dict()

@@ -1,7 +1,7 @@
 """Checkpoints: saved asynchronously, committed whole or not at all, restored onto any mesh.
 
 One holds `state` (arrays), `cursor` (JSON) and `meta` (JSON: counters and the facts of the run),
-in the format of Orbax's `CheckpointManager`.
+in the format of Orbax's `CheckpointManager`. Of several processes each writes and reads its shards.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from etils import epath
 from orbax.checkpoint import args as ocp_args
 
 from data_pipeline.errors import BadInput
+from sora_jax.parallel import hosts
 from sora_jax.parallel.rules import named_leaves
 from sora_jax.train.hashes import checksums, host_checksums
 from sora_jax.train.state import Progress, State
@@ -26,6 +27,10 @@ from sora_jax.train.stop import DiskFull
 ITEMS = ("state", "cursor", "meta")
 STORED = ("step", "params", "ema", "opt")  # of a state, what every run has
 SPARE = 1.1  # free space asked for, in sizes of the state: the index and a little room
+
+
+class Damaged(BadInput):
+  """A checkpoint that was saved whole and cannot be read any more."""
 
 
 def free_bytes(folder) -> int:
@@ -80,6 +85,7 @@ class Checkpoints:
     keep_period: those at its multiples stay for good; None for none.
     events: called as `events("save", step=…, seconds=…, bytes=…)`.
     read_only: only look.
+    seconds: that processes wait for each other.
   """
 
   def __init__(
@@ -90,9 +96,10 @@ class Checkpoints:
     keep_period: int | None = None,
     events=_ignore,
     read_only: bool = False,
+    seconds: float = 1200,
   ):
     self._folder = epath.Path(folder).absolute()
-    self._events = events
+    self._events, self._seconds = events, seconds
     options = (
       ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
       if read_only
@@ -100,6 +107,7 @@ class Checkpoints:
         max_to_keep=max_to_keep,
         keep_period=keep_period,
         cleanup_tmp_directories=True,  # what a killed save left behind
+        async_options=ocp.AsyncOptions(timeout_secs=max(1, round(seconds))),
       )
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=ITEMS)
@@ -107,6 +115,10 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     """The last step that was saved whole, not one that a kill cut off; None if there is none."""
     return self._manager.latest_step()
+
+  def all_steps(self) -> list[int]:
+    """Steps that were saved whole, ascending."""
+    return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: State, progress: Progress, run: dict) -> None:
     """Copies the state off the devices and writes it in the background.
@@ -123,13 +135,7 @@ class Checkpoints:
     """
     self.wait()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    free = free_bytes(self._folder)
-    if free < SPARE * size:
-      raise DiskFull(
-        f"checkpoint: free={free:,} bytes on the disk of {self._folder} are less than the"
-        f" {round(SPARE * size):,} that step {step} needs ({self._named_latest()} is whole)."
-        " Make room and start again."
-      )
+    hosts.first_does("room", lambda: self._check_room(step, size), seconds=self._seconds)
     begin = time.perf_counter()
     self._events("save_begin", step=step)
     meta = {
@@ -148,6 +154,15 @@ class Checkpoints:
     )
     # The seconds that the loop stood still; the writing goes on behind it.
     self._events("save", step=step, seconds=round(time.perf_counter() - begin, 3), bytes=size)
+
+  def _check_room(self, step: int, size: int) -> None:
+    free = free_bytes(self._folder)
+    if free < SPARE * size:
+      raise DiskFull(
+        f"checkpoint: free={free:,} bytes on the disk of {self._folder} are less than the"
+        f" {round(SPARE * size):,} that step {step} needs ({self._named_latest()} is whole)."
+        " Make room and start again."
+      )
 
   def describe(self, step: int) -> tuple[Progress, dict]:
     """The host's half of a checkpoint, without its arrays.
@@ -168,17 +183,42 @@ class Checkpoints:
       step: one of the saved.
       abstract: `jax.ShapeDtypeStruct`s with the shardings wanted, see `state.abstract_state`.
     Raises:
-      BadInput: a damaged checkpoint, or one of another model or optimiser.
+      Damaged: it cannot be read, by this process or by another one.
+      BadInput: it is of another model or optimiser.
     """
     progress, run = self.describe(step)
     self._check_shapes(step, abstract)
+    state, damage = None, None
+    try:
+      with self._readable(step):
+        # Not by the manager: there, those who can read would wait for one who cannot.
+        handler = ocp.StandardCheckpointHandler()
+        path = self._folder / str(step) / "state"
+        state = handler.restore(path, args=ocp_args.StandardRestore(abstract))
+    except Damaged as error:
+      damage = error
+    said = hosts.share("restore", str(damage or ""), seconds=self._seconds)
+    if any(said):
+      raise damage or Damaged(next(filter(None, said)))
+    assert state is not None
     with self._readable(step):
-      items = ocp_args.Composite(
-        state=ocp_args.StandardRestore(abstract), meta=ocp_args.JsonRestore()
-      )
-      got = self._manager.restore(step, args=items)
-      _compare(checksums(got["state"]._asdict()), got["meta"]["checksums"])
-    return got["state"], progress, run
+      _compare(checksums(state._asdict()), self._read_meta(step)["checksums"])
+    return state, progress, run
+
+  def set_aside(self, step: int) -> str:
+    """Moves a checkpoint out of the way, into `damaged/` beside the folder; returns where to."""
+    target = self._folder.parent / "damaged" / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    def move():
+      target.parent.mkdir(parents=True, exist_ok=True)
+      (self._folder / str(step)).rename(target)
+
+    hosts.first_does("set aside", move, seconds=self._seconds)
+    self._manager.reload()
+    return str(target)
+
+  def _read_meta(self, step: int) -> dict:
+    return self._manager.restore(step, args=ocp_args.Composite(meta=ocp_args.JsonRestore()))["meta"]
 
   def averages(self, step: int) -> list[str]:
     """Decays of the further averages that a checkpoint holds."""
@@ -210,8 +250,7 @@ class Checkpoints:
       state = handler.restore(
         path, args=ocp_args.PyTreeRestore(item=shapes, restore_args=ask, partial_restore=True)
       )
-      got = self._manager.restore(step, args=ocp_args.Composite(meta=ocp_args.JsonRestore()))
-      _compare(host_checksums(state), got["meta"]["checksums"])
+      _compare(host_checksums(state), self._read_meta(step)["checksums"])
     return {
       part: state[field][decay] if decay else state[field]
       for part in parts
@@ -273,7 +312,7 @@ class Checkpoints:
       before = [other for other in self._manager.all_steps() if other < step]
       after = f"continue from step {max(before)}" if before else "start from the beginning"
       reason = str(error).strip().split("\n")[0].split(". ")[0]
-      raise BadInput(
+      raise Damaged(
         f"checkpoint: step {step} in {self._folder} cannot be read"
         f" ({type(error).__name__}: {reason})."
         f" Remove the folder {self._folder / str(step)} to {after}."

@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+from sora_jax.parallel import hosts
 from sora_jax.train.lines import Lines
 from sora_jax.train.stop import DiskFull
 
@@ -12,17 +13,19 @@ from sora_jax.train.stop import DiskFull
 class Events:
   """Appends one JSON object per event: `event`, `time` (Unix seconds) and what the caller adds.
 
-  As a context it writes `start` and `stop` (with the reason) around a session.
+  As a context it writes `start` and `stop` (with the reason) around a session. Of several processes
+  the first one writes.
   """
 
   def __init__(self, workdir):
-    self._lines = Lines(Path(workdir) / "events.jsonl")
+    self._lines = Lines(Path(workdir) / "events.jsonl") if hosts.is_first() else None
 
   def __call__(self, event: str, **facts) -> None:
-    self._lines.write({"event": event, "time": round(time.time(), 3), **facts})
+    if self._lines:
+      self._lines.write({"event": event, "time": round(time.time(), 3), **facts})
 
   def __enter__(self):
-    self("start", pid=os.getpid())
+    self("start", pid=os.getpid(), processes=hosts.count())
     return self
 
   def __exit__(self, kind, error, _):
@@ -32,7 +35,8 @@ class Events:
       if kind is None:  # else what ends the session says more
         raise
     finally:
-      self._lines.close()
+      if self._lines:
+        self._lines.close()
 
 
 def goodput(workdir) -> dict:

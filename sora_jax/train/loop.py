@@ -46,6 +46,8 @@ def fit(
   watch: Callable[[int], None] = lambda step: None,
   stop: Callable[[int], str] = lambda step: "",
   events: Callable[..., None] = lambda event, **facts: None,
+  at: Callable[[str, int], None] = lambda phase, step: None,
+  guard: Callable[[int, dict, dict], None] = lambda step, values, cursor: None,
 ) -> tuple[State, Progress]:
   """Trains until `total_steps`, from wherever `state` stands.
 
@@ -67,7 +69,9 @@ def fit(
     hooks: evaluations.
     watch: told of each step that is done; the next may be running.
     stop: asked after each step; a reason saves and leaves.
-    events: for the time spent beside the steps.
+    events: for the time that is spent.
+    at: told of what begins (step, input, evaluate, save), in or after which step.
+    guard: shown the metrics of a step that was looked at and the cursor after it; may raise.
   Returns:
     The last state and its progress.
   Raises:
@@ -87,7 +91,9 @@ def fit(
     due = [hook for hook in hooks if last or n % hook.steps == 0]
     saving = last or leaving or n % save_steps == 0
     logging = last or bool(due) or n % log_steps == 0
+    at("input", n)
     ahead = fed if last else feed.take(metrics)
+    at("step", n)
     late = metrics
     if not (saving or due):  # nobody needs this state: the next step may have it before we look
       state, metrics = step_fn(state, frozen, ahead.arrays)
@@ -101,18 +107,24 @@ def fit(
     if saving or logging:
       values = check_finite(read_values(late), first=looked + 1, last=n, saved=saved)
       looked = n
+      guard(n, values, fed.progress.cursor)
     # The order matters: read, check, evaluate, report, save (a saved step has its line), and only
     # then the step that donates the state.
     with meter:
       for hook in due:
+        at("evaluate", n)
         values |= _evaluate(hook, n, state, events)
     if logging:
       counters = {"tokens_seen": fed.progress.tokens_seen, "clips_seen": fed.progress.clips_seen}
       rates = meter.read()
+      spent = rates.pop("seconds")
+      waited = round(spent * rates["data_wait_fraction"], 3)
+      events("steps", step=n, seconds=round(spent, 3), waited=waited)
       late_hosts = summarise_hosts(hosts(rates.pop("host_seconds")), rates["step_seconds"])
       report(n, values | counters | rates | late_hosts)
     if saving:
       with meter:
+        at("save", n)
         save(n, state, fed.progress)
       saved = n
     if leaving and not last:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline.errors import BadInput
+from sora_jax.parallel import hosts
 from sora_jax.train.board import Board
 from sora_jax.train.lines import Lines
 from sora_jax.train.stop import DiskFull
@@ -82,6 +83,7 @@ class Meter:
     """The rates since the last reading, and starts anew."""
     seconds = max(self._clock() - self._begin - self._excluded, 1e-9)
     rates = {
+      "seconds": seconds,
       "step_seconds": seconds / max(1, self._steps),
       "host_seconds": self._host / max(1, self._steps),
       "tokens_per_second": self._tokens / seconds,
@@ -123,14 +125,17 @@ class MetricsWriter:
     total_steps: length of the progress bar.
     step: steps done already; TensorBoard drops what an earlier session wrote after it. `cut_back`
       does the same for `metrics.jsonl` and must be called first.
+
+  Of several processes the first one writes and shows.
   """
 
   def __init__(self, workdir, *, total_steps: int, step: int = 0):
+    self._total, self._bar, self._writes = total_steps, None, hosts.is_first()
+    if not self._writes:
+      return
     self._lines = Lines(Path(workdir) / "metrics.jsonl")
     self._board = Board(Path(workdir) / "tensorboard", first_step=step + 1)
-    self._total = total_steps
     console = Console(stderr=True)
-    self._bar = None
     if console.is_terminal:
       columns = (
         TextColumn("train"),
@@ -148,6 +153,8 @@ class MetricsWriter:
 
     On the board, which knows no lists, their items are `name/00`, `name/01`, ...
     """
+    if not self._writes:
+      return
     values = {key: _finite(value) for key, value in values.items()}
     self._lines.write({"step": step, **values})
     items = [pair for key, value in values.items() for pair in _name_items(key, value)]
@@ -169,8 +176,9 @@ class MetricsWriter:
     """Ends the bar and closes the files."""
     if self._bar:
       self._bar.stop()
-    self._lines.close()
-    self._board.close()
+    if self._writes:
+      self._lines.close()
+      self._board.close()
 
   def __enter__(self):
     return self

@@ -34,6 +34,14 @@ RANGES: dict[str, tuple[float, float]] = {
   "profile.steps": (0, math.inf),
   "sample.rows": (1, math.inf),
   "sample.steps": (1, math.inf),
+  "spike.factor": (0.0, 1e6),
+  "spike.window": (8, 1e6),
+  "spike.most": (0, math.inf),
+  "wait.start_seconds": (1, 1e7),
+  "wait.step_seconds": (1, 1e7),
+  "wait.save_seconds": (1, 1e7),
+  "wait.evaluate_seconds": (1, 1e7),
+  "wait.silence_seconds": (1, 1e5),
   "world.clips": (1, math.inf),
 }
 

@@ -23,6 +23,8 @@ MAY_CHANGE = (
   "evaluate.*",
   "plan.*",
   "profile.*",
+  "wait.*",
+  "spike.*",
   "sample.*",
   "init_from",
   "init_weights",

@@ -2,9 +2,14 @@
 
 import contextlib
 import errno
+import itertools
 import math
 import signal
 from collections.abc import Iterator
+
+from sora_jax.parallel import hosts
+
+_sessions = itertools.count()  # of this process; the others count alike
 
 
 class Stop(RuntimeError):
@@ -47,12 +52,13 @@ class Signals:
       with Signals() as stop:
         fit(..., stop=stop)
 
-  A second Ctrl-C interrupts at once. Must be entered in the main thread. The handlers found are put
-  back at the end.
+  Several processes leave after the same step, whichever was asked. A second Ctrl-C interrupts at
+  once. Must be entered in the main thread. The handlers found are put back at the end.
   """
 
   def __init__(self):
-    self._asked = ""
+    self._asked, self._said = "", False
+    self._key = f"leave/{next(_sessions)}"
     self._found = {}
 
   def __enter__(self):
@@ -70,8 +76,20 @@ class Signals:
       signal.signal(number, self._found[number])
 
   def __call__(self, step: int) -> str:
-    """The signal for which to save and leave after `step`; "" to go on."""
-    return self._asked
+    """The signal for which to save and leave after `step`; "" to go on.
+
+    Asked in `step`, a process names the second step after it. All see this in time: whoever asks
+    here for that step has finished the one before, which needed the naming process to have begun
+    it, and that it did after it had said so. None asks here earlier for a later step.
+    """
+    if hosts.count() == 1:
+      return self._asked
+    if self._asked and not self._said:
+      who = f"{self._asked} to process {hosts.index()}"
+      hosts.say_once(self._key, {"step": step + 2, "why": who})
+      self._said = True
+    agreed = hosts.heard(self._key)
+    return agreed["why"] if agreed and step >= agreed["step"] else ""
 
 
 def check_finite(values: dict, *, first: int, last: int, saved: int) -> dict:

@@ -23,7 +23,7 @@ class SlowPlans:
     if epoch in self.let_go:
       assert self.let_go[epoch].wait(20)
     self.made.append(epoch)
-    return SimpleNamespace(steps=self.steps, bin=lambda i: (epoch, i))
+    return SimpleNamespace(steps=self.steps, bin=lambda i: (epoch, i), totals=lambda i: i)
 
 
 def open_bins(make_plan, kept=3):
@@ -31,8 +31,8 @@ def open_bins(make_plan, kept=3):
 
 
 def step(window, i):
-  """The bins of the i-th step of a window, as `SlowPlans` make them."""
-  return [(window, 2 * i), (window, 2 * i + 1)]
+  """The bins of the i-th step of a window, and its totals, as `SlowPlans` make them."""
+  return [(window, 2 * i), (window, 2 * i + 1)], i
 
 
 def test_a_window_is_read_while_the_next_is_planned():
@@ -78,7 +78,7 @@ def test_a_plan_that_failed_in_the_background_is_made_again_where_it_is_asked_fo
   def make_plan(epoch):
     if epoch == 1 and failures:
       raise failures.pop(0)
-    return SimpleNamespace(steps=2, bin=lambda i: (epoch, i))
+    return SimpleNamespace(steps=2, bin=lambda i: (epoch, i), totals=lambda i: i)
 
   bins = open_bins(make_plan)
   assert bins[1] == step(0, 1)
@@ -117,7 +117,7 @@ def test_a_reader_who_waits_for_a_plan_that_fails_makes_it_himself():
     if len(tried) == 1:
       assert failing.wait(20)
       raise MemoryError
-    return SimpleNamespace(steps=2, bin=lambda i: (epoch, i))
+    return SimpleNamespace(steps=2, bin=lambda i: (epoch, i), totals=lambda i: i)
 
   plans = Plans(make_plan, 3)
   plans.prepare(1)

@@ -67,6 +67,7 @@ def test_rates_leave_pauses_out():
   with meter:  # from 10 to 14
     pass
   assert meter.read() == {  # 20 seconds, less 4
+    "seconds": 16.0,
     "step_seconds": 4.0,
     "host_seconds": 1.5,
     "tokens_per_second": 25.0,

@@ -1,0 +1,276 @@
+"""Many processes as one run: how they find each other, and how they meet.
+
+All that is exchanged here goes through the coordinator (process 0), never through the devices: it
+works while a device is busy, and every wait has an end and a name.
+"""
+
+import ipaddress
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+import jax
+from jax._src import clusters, xla_bridge
+from jax._src.distributed import global_state
+
+from data_pipeline.errors import BadInput
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_ALONE = 10**6  # seconds: a process of its own may be stopped and continued at any time
+_counts: dict[str, int] = {}  # name -> times that this process has met under it
+
+
+class LostPeer(Exception):
+  """Another process is gone, or does not come."""
+
+  exit_code = 1
+
+
+def initialize(
+  coordinator: str = "",
+  processes: int = 0,
+  process: int = -1,
+  *,
+  start_seconds: float = 300,
+  silence_seconds: float = 100,
+) -> None:
+  """Joins the processes of a run; once a process, before its devices are used.
+
+  Where nothing is given, the environment is asked: `VARIABLES`, then Slurm, Cloud TPU, GKE and Open
+  MPI as JAX detects them; a process that none of these knows is a run of its own.
+
+  Args:
+    coordinator: HOST:PORT of process 0.
+    processes, process: how many there are, and which one this is.
+    start_seconds: until all have to be there.
+    silence_seconds: after which one without a sign of life is given up, and all end.
+  Raises:
+    BadInput: half of it is given, or what is no address or number.
+    LostPeer: the others did not come.
+  """
+  if jax.distributed.is_initialized():
+    return
+  given = _given(coordinator, processes, process) or _detect(start_seconds)
+  if xla_bridge.backends_are_initialized():
+    if given and given[1] > 1:
+      raise RuntimeError("hosts: initialize comes before the first use of a device.")
+    return  # a library's or a test's process, which has its devices already: alone
+  address, count, number, devices = given or (f"127.0.0.1:{free_port()}", 1, 0, None)
+  # Signals are noted by `train.stop`, and agreed on here: JAX's handler would swallow them.
+  jax.config.update("jax_enable_preemption_service", False)
+  if count > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  try:
+    jax.distributed.initialize(
+      address,
+      count,
+      number,
+      local_device_ids=devices,
+      cluster_detection_method="deactivate",
+      initialization_timeout=max(1, round(start_seconds)),
+      heartbeat_timeout_seconds=max(1, round(silence_seconds)) if count > 1 else _ALONE,
+      coordinator_bind_address=bind_address(address, count),
+    )
+  except RuntimeError as error:
+    reason = str(error).split("\n")[0]
+    raise LostPeer(
+      f"hosts: process {number} of {count} found no coordinator at {address} within"
+      f" {start_seconds:.0f} s, or not all came ({reason}). Look at the log of process 0."
+    ) from error
+  share("hosts", socket.gethostname(), seconds=start_seconds)
+
+
+def _given(coordinator: str, processes: int, process: int) -> tuple | None:
+  """What flags say, else the variables; None where neither says anything."""
+  words = [coordinator, str(processes) if processes else "", str(process) if process >= 0 else ""]
+  source = "--coordinator, --processes and --process"
+  if not any(words):
+    words, source = [os.environ.get(name, "") for name in VARIABLES], ", ".join(VARIABLES)
+  if not any(words) or words[0] and not any(words[1:]):  # an address alone adds to what is detected
+    return None
+  host, _, port = words[0].rpartition(":")
+  numbers = words[1].isdecimal() and words[2].isdecimal() and port.isdecimal()
+  if not host or not numbers or not int(words[2]) < int(words[1]):
+    raise BadInput(
+      f"hosts: {source} are {', '.join(map(repr, words))}. Give HOST:PORT of process 0, the number"
+      " of processes, and this one's from 0 on."
+    )
+  devices = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
+  local = [int(number) for number in devices.split(",")] if devices else None
+  return words[0], int(words[1]), int(words[2]), local
+
+
+def _detect(seconds: float) -> tuple | None:
+  """What Slurm, Cloud TPU, GKE or Open MPI say, as JAX reads them; None without any of them."""
+  local = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
+  devices = [int(number) for number in local.split(",")] if local else None
+  found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+    os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, devices, None, round(seconds)
+  )
+  return None if None in found[:3] else found
+
+
+def free_port() -> int:
+  """A port of the loopback interface that nobody listens on."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+def bind_address(address: str, processes: int) -> str:
+  """Where the coordinator listens: on the interface of its own address, not on all of them."""
+  if asked := os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"):
+    return asked
+  host, _, port = address.rpartition(":")
+  host = host.strip("[]")
+  try:
+    found: Any = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
+  except OSError:
+    return f"[::]:{port}"  # only process 0 binds, and where it cannot resolve itself it must
+  local = ipaddress.ip_address(found).is_loopback
+  if local and processes > 1 and not _is_local_name(host):
+    # Debian's hosts file names a machine's own name so; the others know it by its network address.
+    print(
+      f"train: {host} is {found} on this machine, so the coordinator listens on all interfaces. Set"
+      " JAX_COORDINATOR_BIND_ADDRESS=IP:PORT to have it listen on one.",
+      file=sys.stderr,
+    )
+    return f"[::]:{port}"
+  return f"[{found}]:{port}" if ":" in found else f"{found}:{port}"
+
+
+def _is_local_name(host: str) -> bool:
+  try:
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return host == "localhost"
+
+
+def index() -> int:
+  """Number of this process. Unlike jax.process_index() it takes no device."""
+  return global_state.process_id
+
+
+def count() -> int:
+  """Processes of the run."""
+  return global_state.num_processes
+
+
+def is_first() -> bool:
+  """Whether this process writes what a run has one of."""
+  return index() == 0
+
+
+def _client() -> Any:
+  return global_state.client
+
+
+def share(name: str, value: Any, *, seconds: float) -> list:
+  """A JSON-able value of each process, by its number. All have to call it, under the same name.
+
+  Raises:
+    LostPeer: some did not within `seconds`; it names them.
+  """
+  if count() == 1:
+    return [value]
+  client, me = _client(), index()
+  _counts[name] = meeting = _counts.get(name, 0) + 1
+  key = f"sora/{name}/{meeting}"
+  try:
+    client.key_value_set(f"{key}/{me}", json.dumps(value))
+    client.wait_at_barrier(f"{key}/all", round(1000 * seconds))
+    found = _read(key)
+  except jax.errors.JaxRuntimeError as error:
+    raise LostPeer(_missing(key, name, seconds, error)) from error
+  if meeting > 1 and is_first():  # all have left the meeting before this one
+    client.key_value_delete(f"sora/{name}/{meeting - 1}/")
+  return [found[i] for i in range(count())]
+
+
+def barrier(name: str, *, seconds: float) -> None:
+  """Waits for all processes. Raises LostPeer."""
+  share(name, None, seconds=seconds)
+
+
+def first_does(name: str, work, *, seconds: float) -> None:
+  """Process 0 works, the others wait for it, and fail as it does.
+
+  Raises:
+    whatever `work` raised in process 0; LostPeer in the others.
+  """
+  failed: BaseException | None = None
+  if is_first():
+    try:
+      work()
+    except BaseException as error:  # the others are told first
+      failed = error
+  told = {"said": str(failed), "bad": isinstance(failed, BadInput)} if failed else None
+  told = share(name, told, seconds=seconds)[0]
+  if failed:
+    raise failed
+  if told:
+    raise BadInput(told["said"]) if told["bad"] else LostPeer(f"process 0: {told['said']}")
+
+
+def say_once(name: str, value: Any) -> Any:
+  """Says a value under a name that nobody has used; else returns what was said first."""
+  try:
+    _client().key_value_set(f"sora/{name}", json.dumps(value), allow_overwrite=False)
+  except jax.errors.JaxRuntimeError:
+    return heard(name)
+  return value
+
+
+def say(name: str, value: Any) -> None:
+  """Says a value under a name, instead of what was said before."""
+  _client().key_value_set(f"sora/{name}", json.dumps(value), allow_overwrite=True)
+
+
+def heard(name: str) -> Any:
+  """What was said under a name; None for nothing."""
+  try:
+    return json.loads(_client().key_value_try_get(f"sora/{name}"))
+  except jax.errors.JaxRuntimeError as error:
+    if "NOT_FOUND" not in str(error):
+      raise LostPeer(f"hosts: the coordinator is gone ({str(error).splitlines()[0]}).") from error
+    return None
+
+
+def heard_from(name: str) -> dict[int, Any]:
+  """What processes said under NAME/their number."""
+  return _read(f"sora/{name}")
+
+
+def _read(key: str) -> dict[int, Any]:
+  pairs = _client().key_value_dir_get(f"{key}/")
+  return {int(name.rpartition("/")[2]): json.loads(value) for name, value in pairs}
+
+
+def name_processes(numbers) -> str:
+  """"process 2 on n3, process 5 on n7"."""
+  try:
+    known = _read("sora/hosts/1")
+  except (jax.errors.JaxRuntimeError, AttributeError):
+    known = {}
+  return ", ".join(f"process {i} on {known.get(i, 'an unknown host')}" for i in sorted(numbers))
+
+
+def name_first() -> str:
+  """Process 0, by the address that it was looked for at."""
+  return f"process 0 at {global_state.coordinator_address}"
+
+
+def _missing(key: str, name: str, seconds: float, error: Exception) -> str:
+  try:
+    came = set(_read(key))
+  except jax.errors.JaxRuntimeError:
+    return f"hosts: at {name}, the coordinator (process 0) does not answer any more. It is gone."
+  lost = set(range(count())) - came
+  if not lost:
+    return f"hosts: {name} ended with {str(error).splitlines()[0]}"
+  return (
+    f"hosts: at {name}, after {seconds:.0f} s, {name_processes(lost)} did not come. Look at its"
+    " log, or its stacks in the workdir."
+  )
