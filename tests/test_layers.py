@@ -15,7 +15,7 @@ FLOORS = [
   {"sora_jax.nn", "sora_jax.attention", "sora_jax.diffusion", "sora_jax.parallel"},
   {"sora_jax.models"},
   {"sora_jax.train", "sora_jax.generate"},
-  {"sora_jax.evals", "sora_jax.plan", "sora_jax.provenance"},
+  {"sora_jax.evals", "sora_jax.launch", "sora_jax.plan", "sora_jax.provenance"},
   {"sora_jax.build"},
   {"sora_jax.commands"},
   {"sora_jax.__main__"},

@@ -176,7 +176,7 @@ def _fill(config, mean: float, clips: float) -> tuple[float, str]:
     "data.segments": data.segments / (clips * data.slots),
     "data.caption_slots": data.caption_slots / captions if captions else math.inf,
   }
-  bound = min(bounds, key=lambda name: bounds[name])
+  bound = min(bounds, key=lambda name: round(bounds[name], 9))  # of equal ones packing
   return bounds[bound], bound
 
 

@@ -14,6 +14,7 @@ from typing import NoReturn
 from data_pipeline.errors import BadInput
 from sora_jax import __version__
 from sora_jax.commands.compiled import keep_compiled
+from sora_jax.parallel.heartbeat import show_life
 from sora_jax.train.age import begin_command
 
 # Command -> one line of help. Its module, of the same name, has `parser()` and `run(args)`.
@@ -25,6 +26,7 @@ COMMANDS = {
   "sample": "make video from prompts",
   "eval": "score a run: do its samples follow their captions?",
   "plan": "compile a run for a pod that is not there: fits? how fast? what cost?",
+  "launch": "run a command on many processes or hosts, and keep it running",
   "inspect": "show what is in a run or a dataset",
   "demo": "all of it, from nothing to a measured video",
 }
@@ -63,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 def program() -> NoReturn:
   """`main` as a process. After a failure no destructor runs: those of XLA may crash."""
   keep_compiled()
+  show_life()
   code = main()
   sys.stdout.flush()
   sys.stderr.flush()

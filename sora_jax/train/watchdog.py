@@ -1,8 +1,7 @@
 """A run that stands still is ended: every process says where it stands, and who is missing.
 
 A thread beside the loop compares the time since the last sign of progress with the bound of what is
-being done. It tells the other processes where this one is, and a supervisor on the same machine, by
-the age of a file.
+being done, and tells the other processes, and a supervisor, where this one is.
 """
 
 import faulthandler
@@ -14,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from sora_jax.parallel import hosts
+from sora_jax.parallel import heartbeat, hosts
 
-HEARTBEATS = "SORA_HEARTBEATS"  # folder that a supervisor watches: a file for each process
 STACKS = "stacks"  # folder of the workdir
 _ANSWER_SECONDS = 10.0  # that the coordinator has to answer
 
@@ -53,8 +51,6 @@ class Watchdog:
     self._place, self._waited = Place("start", 0), 0.0
     self._tick = min(2.0, max(0.05, min(bounds.values()) / 10))
     self._done = threading.Event()
-    folder = os.environ.get(HEARTBEATS)
-    self._beats = Path(folder) / f"process-{hosts.index()}" if folder else None
     self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
     if hosts.count() > 1:  # apart: it stands still where the coordinator does
       self._threads.append(threading.Thread(target=self._tell, name="teller", daemon=True))
@@ -79,8 +75,7 @@ class Watchdog:
       # No more than it slept: a process that was stopped and goes on has not been idle meanwhile.
       self._waited += min(now - last, 2 * self._tick)
       last = now
-      if self._beats:
-        self._beats.write_text(str(self._place))
+      heartbeat.tell_place(str(self._place))
       if self._waited > self._bounds[self._place.phase]:
         self._end(self._report())
         return

@@ -1,0 +1,42 @@
+"""Signs of life for a supervisor on the same machine: the age of a file that a thread writes.
+
+Nothing heavy is imported, so that a process shows them from its first second on.
+"""
+
+import faulthandler
+import os
+import signal
+import threading
+from pathlib import Path
+
+FOLDER = "SORA_HEARTBEATS"  # variable: the folder that a supervisor watches
+SECONDS = 1.0  # between two
+DUMP = signal.SIGUSR1  # asks for the stacks of all threads, on stderr
+
+_place = "starting"
+
+
+def show_life(environment=os.environ) -> None:
+  """Begins to, where a supervisor asks for it; once a process, from the main thread."""
+  folder = environment.get(FOLDER)
+  if not folder:
+    return
+  faulthandler.register(DUMP, all_threads=True)
+  file = Path(folder) / f"process-{environment.get('JAX_PROCESS_ID', '0')}"
+  threading.Thread(target=_beat, args=(file,), name="heartbeat", daemon=True).start()
+
+
+def tell_place(place: str) -> None:
+  """What the process is doing, for the supervisor to say."""
+  global _place  # noqa: PLW0603 (one process, one place)
+  _place = place
+
+
+def _beat(file: Path) -> None:
+  wait = threading.Event()
+  while True:
+    try:
+      file.write_text(_place)
+    except OSError:  # the supervisor is gone, and its folder with it
+      return
+    wait.wait(SECONDS)
