@@ -114,15 +114,15 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 def plan(config, pod: Pod, kept: bool) -> dict:
   """The plan of a config on a pod, kept or made."""
+  config = resolve_mesh(config, pod)
   file = cache_file(json.loads(config.to_json()), pod.name)
   if kept and (found := read_plan(file)):
     return found
   mesh_sizes = {name: config.mesh[name] for name in (*AXES, "slices")}
   devices = describe_devices(pod)
   mesh = make_mesh(**mesh_sizes, devices=devices)
-  attention_backend(config, mesh)
-  say(f"plan: compiles {show_mesh(dict(mesh.shape))}, remat={config.model.remat}, for {pod.name}")
   program, work = build_program(config, mesh)
+  say(f"plan: compiles {show_mesh(dict(mesh.shape))}, remat={config.model.remat}, for {pod.name}")
   try:
     compiled = compile_program(program, pod.kind.platform)
   except Refused as error:
@@ -154,6 +154,16 @@ def plan(config, pod: Pod, kept: bool) -> dict:
   return found
 
 
+def resolve_mesh(config, pod: Pod):
+  """A copy with sizes for all axes, so that a plan is found again however its mesh was named."""
+  config = copy.deepcopy(config)
+  known = math.prod(config.mesh[axis] for axis in AXES if config.mesh[axis] != -1)
+  free = [axis for axis in AXES if config.mesh[axis] == -1]
+  if len(free) == 1 and known > 0 and pod.devices % known == 0:
+    config.mesh[free[0]] = pod.devices // known
+  return config
+
+
 def refusal(pod: Pod, mesh: dict, config, error: Refused, program) -> dict:
   """The plan of what the compiler refused: it says how much is too much, not where it goes."""
   held = program.held()
@@ -168,7 +178,7 @@ def refusal(pod: Pod, mesh: dict, config, error: Refused, program) -> dict:
     "mesh": mesh,
     "remat": config.model.remat,
     "refused": str(error).split("\n")[0],
-    "advice": advise(held | rest),
+    "advice": advise(held | rest, pod.kind.hbm),
   }
 
 
@@ -212,7 +222,8 @@ def search(config, pod: Pod, kept: bool) -> list[dict]:
       f"{config.model.heads} divide over no mesh of {pod.devices} devices. Change data.rows."
     )
   found = []
-  for one in chosen:
+  for number, one in enumerate(chosen, 1):
+    say(f"plan: {number} of {len(chosen)}, some minutes each (found ones are kept)")
     trial = copy.deepcopy(config)
     trial.mesh.update(one.mesh)
     trial.model.remat = one.remat

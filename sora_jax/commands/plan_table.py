@@ -17,7 +17,7 @@ def print_ranking(plans: list[dict]) -> None:
   has = plans[0]["hbm_gib_available"]
   title = f"{plans[0]['topology']}, {has:.1f} GiB a device: meshes compiled, the best first"
   table = Table(title=title, box=None, padding=(0, 1, 0, 0))
-  for column in ("mesh", "remat", "GiB", "step", "MFU", "wire", "days", "cost"):
+  for column in ("mesh", "remat", "GiB", "step", "MFU", "days", "cost"):
     table.add_column(column, no_wrap=True)
   for plan in plans:
     need = plan["hbm_gib_per_device"]
@@ -28,7 +28,7 @@ def print_ranking(plans: list[dict]) -> None:
     cost = f"{plan['cost']:,.0f}" if "cost" in plan else ""
     table.add_row(
       _mesh(plan), plan["remat"], room, f"{plan['step_seconds']:.3g} s", _percent(plan["mfu"]),
-      f"{plan['collective_bytes']['wire_gib']:.0f}", f"{plan['days']:.1f}", cost,
+      f"{plan['days']:.1f}", cost,
     )  # fmt: skip
   Console(stderr=True).print(table)
 

@@ -78,6 +78,8 @@ def compile_program(program: Program, platform: str) -> Compiled:
   begin = time.perf_counter()
   with tempfile.TemporaryDirectory(prefix="sora-plan-") as folder:
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, **CHOICES[platform]}
+    cached = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)  # it reads nothing that has no device
     try:
       compiled = program.lower().compile(compiler_options=options)
     except Exception as error:
@@ -87,6 +89,8 @@ def compile_program(program: Program, platform: str) -> Compiled:
       if not isinstance(error, jax.errors.JaxRuntimeError):
         raise
       raise CompilerFailed(f"plan: the compiler fails: {text.splitlines()[0][:300]}") from error
+    finally:
+      jax.config.update("jax_enable_compilation_cache", cached)
     seconds = time.perf_counter() - begin
     module = parse(compiled.as_text())
     total, values = read_heap(Path(folder))

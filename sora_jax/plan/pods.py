@@ -147,6 +147,11 @@ def parse_topology(text: str, slices: int = 1) -> Pod:
     example = list(usual.values())[-1] if usual else "64"
     raise BadInput(f"plan: --topology={text} is no shape of {name}. Give one as {name}:{example}.")
   sides = tuple(map(int, shape.split("x")))
+  if usual and math.prod(sides) > max(usual):
+    raise BadInput(
+      f"plan: --topology={text} is larger than any slice of {name} ({max(usual)} chips). Give one"
+      " slice, and how many there are by --config.mesh.slices."
+    )
   if not kind.torus and sides[0] > kind.host and sides[0] % kind.host:
     raise BadInput(
       f"plan: --topology={text} is no number of hosts of {kind.host} {name}. Give a multiple."

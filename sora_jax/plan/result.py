@@ -40,17 +40,20 @@ ADVICE = {
 HOST_ADVICE = "Raise mesh.context, or set model.remat=block, which keeps nothing on the host."
 
 
-def advise(by_kind: dict[str, int]) -> str:
-  """What to change first, where it does not fit: the largest part of what takes the memory."""
+def advise(by_kind: dict[str, int], hbm: float) -> str:
+  """What to change first, where it does not fit in `hbm` bytes: the largest part of what takes the
+  memory, or the state where that alone does not fit."""
   parts = {kind: size for kind, size in by_kind.items() if kind in ADVICE}
   parts["state and gradients"] = sum(by_kind.get(kind, 0) for kind in STATE)
   largest = max(parts, key=lambda part: parts[part])
+  if parts["state and gradients"] > hbm:
+    largest = "state and gradients"
   return f"Most is {largest} ({parts[largest] / GIB:.1f} GiB). {ADVICE[largest]}"
 
 
 def advise_on(memory: Memory, pod: Pod) -> str:
   """The same of a compiled program."""
-  return HOST_ADVICE if memory.host > pod.kind.ram else advise(memory.by_kind)
+  return HOST_ADVICE if memory.host > pod.kind.ram else advise(memory.by_kind, pod.kind.hbm)
 
 
 def describe_fit(memory: Memory, pod: Pod) -> dict:

@@ -39,7 +39,8 @@ def _share(value: float) -> jax.Array:
   mesh = Mesh(np.array([first[i] for i in sorted(first)]), ("hosts",))
   mine = NamedSharding(mesh, PartitionSpec("hosts"))
   array = jax.make_array_from_process_local_data(mine, np.array([value], np.float32))
-  return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(array)
+  with jax.set_mesh(mesh):  # not the run's, which may have further devices of each process
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(array)
 
 
 def summarise_hosts(host_seconds: np.ndarray | None, step_seconds: float) -> dict[str, Any]:

@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from sora_jax.commands import plan_cache
 from sora_jax.commands.entry import main
+from sora_jax.commands.plan import resolve_mesh
+from sora_jax.plan.pods import parse_topology
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ("sora_300m", "sora_1b", "sora_5b", "sora_14b")
@@ -110,6 +113,7 @@ TINY = "--config=experiments/sora_1b.py:tiny"
       "has to be ((tokens, share), ...)",
     ),
     (("--topology=v5e:4", TINY, "--mesh=fsdp=2,fsdp=4"), "gives fsdp twice"),
+    (("--topology=v6e:32x32", TINY), "larger than any slice of v6e (256 chips)"),
     (("--topology=v5e:4", TINY, "--mesh=data=--1"), "Correct 'data=--1'"),
     (("--topology=v5e:4", TINY, "--price=nan"), "--price=nan is no price"),
     (("--topology=v5e:4", TINY, "--config.plan.clips=((100,),)"), "plan.clips=((100,),)"),
@@ -164,3 +168,11 @@ def test_plans_are_kept_by_what_decides_them(monkeypatch, tmp_path):
   assert plan_cache.read_plan(file) == {"fits": True}
   file.write_text('{"fits": tr')
   assert plan_cache.read_plan(file) is None
+
+
+def test_a_mesh_is_the_same_however_it_is_named():
+  pod = parse_topology("v6e:256")
+  sizes = dict(fsdp=64, context=4, tensor=1, slices=0)
+  named = [ConfigDict({"mesh": dict(sizes, data=data)}) for data in (-1, 1)]
+  short, long = (resolve_mesh(config, pod).to_json() for config in named)
+  assert short == long and named[0].mesh.data == -1

@@ -63,8 +63,11 @@ def test_bytes_of_shards():
 def test_what_to_change_is_the_largest():
   kinds = dict(parameters=1, optimiser=2, activations=50 * GIB, workspace=60 * GIB, batch=10**15)
   state = dict(parameters=30 * GIB, optimiser=40 * GIB, activations=50 * GIB)
-  assert "Most is state and gradients (70.0 GiB). Raise mesh.fsdp" in advise(state)
-  assert "Most is workspace (60.0 GiB). Raise mesh.context" in advise(kinds)
+  assert "Most is state and gradients (70.0 GiB). Raise mesh.fsdp" in advise(state, 1e15)
+  assert "Most is workspace (60.0 GiB). Raise mesh.context" in advise(kinds, 1e15)
+  # What no context or remat mends comes first, though it is not the largest.
+  large = dict(parameters=20 * GIB, optimiser=20 * GIB, workspace=60 * GIB)
+  assert "Raise mesh.fsdp" in advise(large, 32 * GIB)
   fit = describe_fit(memory.Memory(dict(kinds, batch=0)), parse_topology("v5p:2x2x1"))
   assert not fit["fits"] and fit["hbm_gib_per_device"] == 110.0
 
