@@ -11,7 +11,7 @@ USED := av, beartype, flax.nnx, grain, jax.numpy, jaxtyping, matplotlib.figure, 
 USED_DATA := apache_beam, cv2, onnxruntime, openai, rapidocr, scenedetect
 USED_TEST := $(USED_DATA), hypothesis, pytest, scipy.stats
 
-.PHONY: help setup data dev demo test lint format pods ci clean
+.PHONY: help setup data dev demo test lint format pods chaos ci clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -41,6 +41,10 @@ format: dev  ## sort imports and mend what ruff can mend
 pods: dev  ## plans every recipe on its pods: runs/pods.md (an hour; GPUs want the extra cuda)
 	@mkdir -p runs
 	@$(BIN)/python -m experiments.benchmarks.pods --out=runs/pods.md
+
+chaos: setup  ## trains under 20 faults, compares with an undisturbed run (a quarter of an hour)
+	@mkdir -p runs
+	@$(BIN)/python -m experiments.benchmarks.chaos --faults=20 --out=runs/chaos.md
 
 ci: ; .ci/run  ## what continuous integration runs
 

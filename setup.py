@@ -32,6 +32,7 @@ BASE = [
   "orbax-checkpoint",
   "pillow",
   "protobuf",
+  "PyYAML",
   "rich",
   "safetensors",
   "tensorboardX",

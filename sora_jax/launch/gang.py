@@ -134,9 +134,11 @@ class Gang:
 
 def _copy(source: IO[bytes] | None, mark: str) -> None:
   """Passes a process's lines on, marked with its number."""
-  for line in source or ():
-    sys.stderr.write(mark + line.decode(errors="replace"))
-    sys.stderr.flush()
+  assert source is not None
+  with source:
+    for line in source:
+      sys.stderr.write(mark + line.decode(errors="replace"))
+      sys.stderr.flush()
 
 
 def _free_port() -> int:
