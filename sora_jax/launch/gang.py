@@ -1,6 +1,5 @@
 """Processes of one run on this machine: started together, watched, ended together."""
 
-import ctypes
 import os
 import shutil
 import signal
@@ -16,7 +15,6 @@ from typing import IO, NamedTuple
 
 from sora_jax.parallel import heartbeat
 
-_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 _FIRST_BEAT = 60.0  # seconds that a process has for its first sign of life
 
 
@@ -65,6 +63,7 @@ class Gang:
         "JAX_NUM_PROCESSES": str(self._count),
         "JAX_PROCESS_ID": str(number),
         heartbeat.FOLDER: str(self._folder),
+        heartbeat.SUPERVISOR: str(os.getpid()),
       }
       process = subprocess.Popen(
         self._words,
@@ -73,7 +72,6 @@ class Gang:
         stdout=None if number == 0 else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,  # a terminal's Ctrl-C is for the supervisor
-        preexec_fn=_die_with_parent,
       )
       self._processes.append(process)
       copier = threading.Thread(target=_copy, args=(process.stderr, f"[{number}] "), daemon=True)
@@ -145,9 +143,3 @@ def _free_port() -> int:
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     return probe.getsockname()[1]
-
-
-def _die_with_parent() -> None:
-  """In a child before it becomes its program: no gang outlives a killed supervisor."""
-  if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)

@@ -3,13 +3,17 @@
 Nothing heavy is imported, so that a process shows them from its first second on.
 """
 
+import ctypes
 import faulthandler
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
 FOLDER = "SORA_HEARTBEATS"  # variable: the folder that a supervisor watches
+SUPERVISOR = "SORA_SUPERVISOR"  # variable: its process, which this one does not outlive
+_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 SECONDS = 1.0  # between two
 DUMP = signal.SIGUSR1  # asks for the stacks of all threads, on stderr
 
@@ -21,9 +25,19 @@ def show_life(environment=os.environ) -> None:
   folder = environment.get(FOLDER)
   if not folder:
     return
+  _die_with(int(environment.get(SUPERVISOR, "0")))
   faulthandler.register(DUMP, all_threads=True)
   file = Path(folder) / f"process-{environment.get('JAX_PROCESS_ID', '0')}"
   threading.Thread(target=_beat, args=(file,), name="heartbeat", daemon=True).start()
+
+
+def _die_with(supervisor: int) -> None:
+  """No process outlives a killed supervisor (Linux)."""
+  if not supervisor or sys.platform != "linux":
+    return
+  ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+  if os.getppid() != supervisor:  # it was killed before
+    os._exit(1)
 
 
 def tell_place(place: str) -> None:

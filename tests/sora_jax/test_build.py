@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import BadInput
-from experiments import demo
+from experiments import common, demo
 from sora_jax.build.attention import attention_backend
 from sora_jax.build.dit import check_patch, check_prediction, dit_settings, dit_task, flop_settings
 from sora_jax.build.program import FILL, _fill
@@ -15,7 +15,8 @@ from sora_jax.build.run import build_gradient, build_optimizer, build_schedule
 from sora_jax.build.vae import clip_cost, vae_task
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_text_encoder
-from sora_jax.train.session import Schedule
+from sora_jax.train.session import Schedule, Waits
+from sora_jax.train.spikes import SpikeSettings
 
 
 @pytest.mark.parametrize("patch", [(2,), (1, 2), (1, 2, 2, 2), (0, 2, 2), (1, -2, 2)])
@@ -28,13 +29,15 @@ def schedule(**changes):
   every = dict(log_steps=1, checkpoint_steps=2, evaluate_steps=0, replica_check_steps=7)
   config = ConfigDict(dict(total_steps=3, keep=dict(checkpoints=4, period_steps=5)))
   config.profile = dict(first_step=3, steps=2)
+  config.wait, config.spike = common.waits(step_seconds=7), dict(factor=3.0, window=9, most=1)
   config.every = every | {key: value for key, value in changes.items() if key in every}
   config.total_steps = changes.get("total_steps", 3)
   return build_schedule(config)
 
 
 def test_schedule():
-  assert schedule() == Schedule(3, 1, 2, 4, 5, 7, 3, 2)
+  wait, spike = Waits(step_seconds=7), SpikeSettings(3.0, 9, 1)
+  assert schedule() == Schedule(3, 1, 2, 4, 5, 7, 3, 2, wait, spike)
   for name in ("total_steps", "log_steps", "checkpoint_steps"):
     with pytest.raises(BadInput, match=f"{name}=0 must be positive"):
       schedule(**{name: 0})

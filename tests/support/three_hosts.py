@@ -35,5 +35,9 @@ if me != 1:
 else:
   time.sleep(4)
 print(json.dumps(found), flush=True)
-time.sleep(1.5 * (me == 0))  # the coordinator goes last
+hosts.say(f"bye/{me}", True)
+end = time.monotonic() + 60
+while me == 0 and len(hosts.heard_from("bye")) < count and time.monotonic() < end:
+  time.sleep(0.1)
+time.sleep(1.0 * (me == 0))  # the coordinator goes last
 os._exit(0)

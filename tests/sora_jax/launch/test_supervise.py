@@ -104,7 +104,11 @@ def test_no_gang_outlives_its_supervisor(tmp_path):
   script = (
     "import sys, time\n"
     "from sora_jax.launch.gang import Devices, Gang\n"
-    "with Gang([sys.executable, '-c', 'import time; time.sleep(60)'], 2, Devices()) as gang:\n"
+    "from sora_jax.parallel import heartbeat\n"
+    "text = 'from sora_jax.parallel.heartbeat import show_life; import time; show_life();'\n"
+    "words = [sys.executable, '-c', text + 'time.sleep(60)']\n"
+    "with Gang(words, 2, Devices()) as gang:\n"
+    "  while len(list(gang._folder.iterdir())) < 2: time.sleep(0.05)\n"
     "  print(*gang.pids(), flush=True); time.sleep(60)"
   )
   with subprocess.Popen(
