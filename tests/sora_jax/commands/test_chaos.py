@@ -72,5 +72,5 @@ def test_four_processes_under_faults(tmp_path, monkeypatch):
   monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # a restart finds its programs
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
   seed = random.SystemRandom().randrange(2**32)
-  rows = chaos.run(tmp_path, 3, seed, most=240.0)
-  assert len(rows) == 3 and all(row.lost <= chaos.EVERY + 1 for row in rows), (seed, rows)
+  rows = chaos.run(tmp_path, 2, seed, most=240.0)
+  assert len(rows) == 2 and all(row.lost <= chaos.EVERY + 1 for row in rows), (seed, rows)
