@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -56,7 +55,7 @@ class Gang:
     self._begun = time.monotonic()
 
   def __enter__(self):
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{heartbeat.free_port()}"
     for number in range(self._count):
       variables = {
         "JAX_COORDINATOR_ADDRESS": address,
@@ -137,9 +136,3 @@ def _copy(source: IO[bytes] | None, mark: str) -> None:
     for line in source:
       sys.stderr.write(mark + line.decode(errors="replace"))
       sys.stderr.flush()
-
-
-def _free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]

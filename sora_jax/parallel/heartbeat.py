@@ -7,6 +7,7 @@ import ctypes
 import faulthandler
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -38,6 +39,13 @@ def _die_with(supervisor: int) -> None:
   ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
   if os.getppid() != supervisor:  # it was killed before
     os._exit(1)
+
+
+def free_port() -> int:
+  """A port of the loopback interface that nobody listens on."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
 
 
 def tell_place(place: str) -> None:

@@ -16,6 +16,7 @@ from jax._src import clusters, xla_bridge
 from jax._src.distributed import global_state
 
 from data_pipeline.errors import BadInput
+from sora_jax.parallel import heartbeat
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _ALONE = 10**6  # seconds: a process of its own may be stopped and continued at any time
@@ -57,7 +58,7 @@ def initialize(
     if given and given[1] > 1:
       raise RuntimeError("hosts: initialize comes before the first use of a device.")
     return  # a library's or a test's process, which has its devices already: alone
-  address, count, number, devices = given or (f"127.0.0.1:{free_port()}", 1, 0, None)
+  address, count, number, devices = given or (f"127.0.0.1:{heartbeat.free_port()}", 1, 0, None)
   # Signals are noted by `train.stop`, and agreed on here: JAX's handler would swallow them.
   jax.config.update("jax_enable_preemption_service", False)
   if count > 1:
@@ -110,13 +111,6 @@ def _detect(seconds: float) -> tuple | None:
     os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, devices, None, round(seconds)
   )
   return None if None in found[:3] else found
-
-
-def free_port() -> int:
-  """A port of the loopback interface that nobody listens on."""
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
 
 
 def bind_address(address: str, processes: int) -> str:
@@ -198,7 +192,8 @@ def first_does(name: str, work, *, seconds: float) -> None:
   """Process 0 works, the others wait for it, and fail as it does.
 
   Raises:
-    whatever `work` raised in process 0; LostPeer in the others.
+    whatever `work` raised in process 0; in the others BadInput with its words where it was one,
+    else LostPeer.
   """
   failed: BaseException | None = None
   if is_first():

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import BadInput
-from sora_jax.parallel import hosts
+from sora_jax.parallel import heartbeat, hosts
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = ROOT / "tests" / "support" / "three_hosts.py"
 
 
 def test_processes_meet_and_miss_one():
-  port = hosts.free_port()
+  port = heartbeat.free_port()
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
   processes = [
     subprocess.Popen(
