@@ -35,7 +35,8 @@ class Parts:
   at most: the next object of the same arguments goes on.
 
   The lock of the dataset is held by the process that makes this object until `finish`, `discard` or
-  `close`. A pickled copy, or one in a forked child, writes parts for it. Of two that write the same
+  `close`. A pickled copy, one in a forked child, or one made with `hold=False` after it writes
+  parts for it. Of two that write the same
   part both succeed, and the later one's stays.
 
   Attributes:
@@ -49,6 +50,7 @@ class Parts:
     plan: JSON-able: all that decides which records are in which part.
     storage: of the videos of clips, one of `records.STORAGES`.
     start_over: removes what is written, by this plan or another.
+    hold: whether this object prepares the folder and holds the lock; else another process does.
   Raises:
     BadInput: a bad argument; `path` is taken, cannot be written, or is being written by another
       process; what is written there is of another plan, meta, name, kind, storage or version.
@@ -64,6 +66,7 @@ class Parts:
     plan: Mapping,
     storage: str = "raw",
     start_over: bool = False,
+    hold: bool = True,
   ):
     check_names(kind, name)
     if storage not in STORAGES:
@@ -75,6 +78,8 @@ class Parts:
     named = self._facts().hashed | {"name": name, "plan": json.loads(json.dumps(dict(plan)))}
     self._work = WorkFolder(self.path, named)
     self._claim: Claim | None = None
+    if not hold:
+      return
     with writable(self.path):
       self._claim = Claim(self.path)
       try:

@@ -13,6 +13,7 @@ from sora_jax.commands.options import make_parser
 from sora_jax.models.frozen_vae import FrozenVAE, load_frozen_vae
 from sora_jax.models.text.encoder import TextEncoder
 from sora_jax.models.text.registry import load_text_encoder
+from sora_jax.parallel import hosts
 
 DOES = "Encodes clip records with a trained VAE and a text encoder. A killed job is continued."
 EXAMPLE = """
@@ -96,7 +97,8 @@ def add_options(p) -> None:
   )
 
 
-def run(args) -> dict:
+def run(args) -> dict | None:
+  hosts.initialize()
   if args.rows < 1 or args.patch_side < 1 or args.captions < 0 or args.shard_bytes < 1:
     raise BadInput(
       f"encode: --rows={args.rows}, --patch-side={args.patch_side}, "
@@ -120,7 +122,8 @@ def run(args) -> dict:
     start_over=args.start_over,
   )
   dataset = job.run()
-  return job.report | {"out": str(args.out), "fingerprint": dataset.fingerprint}
+  done = job.report | {"out": str(args.out), "fingerprint": dataset.fingerprint}
+  return done if hosts.is_first() else None
 
 
 def load_encoders(names: str, folder: str | None) -> list[TextEncoder]:

@@ -1,18 +1,15 @@
 """The whole of a job of `sora encode`: what it checks, its parts, and the dataset at its end.
 
-Several processes (`jax.process_count`) divide the parts; each uses its own devices. The first one
-holds the dataset's lock and puts the parts together.
+Several processes divide the parts; each uses its own devices. The first one holds the dataset's
+lock and puts the parts together.
 """
 
 import dataclasses
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.derived import register_derived
@@ -26,8 +23,10 @@ from sora_jax.generate.programs import Programs, choose_programs, encoder_radius
 from sora_jax.models.frozen_vae import FrozenVAE, save_frozen_vae
 from sora_jax.models.text.encoder import TextEncoder, describe
 from sora_jax.models.text.registry import save_text_encoder
+from sora_jax.parallel import hosts
 
 SHARD_BYTES = 2**28
+WAIT_SECONDS = 7 * 86_400  # for the slowest process; one that is lost is noticed much earlier
 
 
 class EncodeJob:
@@ -129,41 +128,50 @@ class EncodeJob:
     )  # fmt: skip
     with self._open_parts(plan) as parts:
       self._write_parts(parts, plan, maker)
-      wait_for_all("encoded")
-      if jax.process_index() == 0:
-        self._keep_makers(parts.folder)
-        self._check_clips()
-        parts.finish(plan.counts)
-      wait_for_all("finished")
+      hosts.first_does("finish", lambda: self._finish(parts, plan), seconds=WAIT_SECONDS)
     return Dataset.open(self._out, kind="latent")
+
+  def _finish(self, parts: Parts, plan: Plan) -> None:
+    self._keep_makers(parts.folder)
+    self._check_clips()
+    parts.finish(plan.counts)
 
   def _open_parts(self, plan: Plan) -> Parts:
     """The parts of the dataset; the first process holds the lock for all."""
-    parts = None
-    if jax.process_index() == 0:
-      parts = Parts(
-        self._out,
-        "latent",
-        name="latents",
-        meta=self.meta,
-        plan=plan.facts,
-        start_over=self._start_over,
-      )
+    made = []
+
+    def make(*, hold: bool) -> None:
+      made.append(
+        Parts(
+          self._out, "latent", name="latents", meta=self.meta, plan=plan.facts,
+          start_over=self._start_over, hold=hold,
+        )
+      )  # fmt: skip
+
+    def begin() -> None:
+      make(hold=True)
       register_derived(self._clips.path, self._out)  # a take-down from now on knows of this job
-    return send_to_all(parts)
+
+    hosts.first_does("open parts", begin, seconds=WAIT_SECONDS)
+    if not hosts.is_first():
+      make(hold=False)
+    return made[0]
 
   def _write_parts(self, parts: Parts, plan: Plan, maker: PartEncoder) -> None:
-    """Writes the missing parts that fall to this process."""
-    missing = send_to_all(parts.missing(plan.counts) if jax.process_index() == 0 else None)
+    """Writes the missing parts that fall to this process, and waits for the others."""
+    found = parts.missing(plan.counts) if hosts.is_first() else []
+    missing = hosts.share("missing parts", found, seconds=WAIT_SECONDS)[0]
     there = sum(plan.counts.values()) - len(missing)
     if there:
       say(f"encode: continues, {there} of {there + len(missing)} parts are there")
-    mine = missing[jax.process_index() :: jax.process_count()]
+    mine = missing[hosts.index() :: hosts.count()]
     total = sum(len(plan.parts[split][part]) for split, part in mine)
     with ClipMeter("encode", total) as meter:
       for split, part in mine:
         parts.write(split, part, maker.records(plan.parts[split][part], meter))
-      self._report(len(plan.table), total, meter.seconds)
+    done = hosts.share("encoded", [total, meter.seconds], seconds=WAIT_SECONDS)
+    totals, seconds = zip(*done, strict=True)
+    self._report(len(plan.table), sum(totals), max(seconds))
 
   def _check_clips(self) -> None:
     """Raises BadInput: some were taken down, or added, while they were encoded."""
@@ -205,20 +213,3 @@ def choose_devices(count: int) -> list:
   if not 0 <= count <= len(devices):
     raise BadInput(f"encode: --mesh={count} is not in 0..{len(devices)}, the devices there are.")
   return devices[: count or None]
-
-
-def send_to_all(value: Any) -> Any:
-  """The first process's value, in all processes of the job."""
-  if jax.process_count() == 1:
-    return value
-  data = np.frombuffer(pickle.dumps(value), np.uint8)
-  size = multihost_utils.broadcast_one_to_all(np.array(data.size))
-  data = np.resize(data, int(size))  # of the others only the size matters
-  found = pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
-  return value if jax.process_index() == 0 else found
-
-
-def wait_for_all(what: str) -> None:
-  """Until every process of the job is here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"sora encode: {what}")

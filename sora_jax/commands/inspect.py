@@ -10,7 +10,7 @@ from data_pipeline.stream import Mixture
 from sora_jax.commands.inspect_clips import choose_rows, export_clips, print_clips
 from sora_jax.commands.inspect_data import describe_dataset, print_dataset
 from sora_jax.commands.inspect_page import write_dataset_page
-from sora_jax.commands.inspect_run import describe_run
+from sora_jax.commands.inspect_run import describe_run, print_goodput
 from sora_jax.commands.options import make_parser
 from sora_jax.commands.progress import say
 
@@ -88,13 +88,14 @@ def run(args) -> dict:
       raise BadInput("inspect: --html, --clips, --export, --split and --limit ask for --data.")
     facts = describe_run(args.workdir)
     if not args.json:
-      for key in ("step", "tokens_seen", "clips_seen", "parameters", "cursor", "goodput"):
+      for key in ("step", "tokens_seen", "clips_seen", "parameters", "cursor"):
         say(f"{key:14} {facts[key]}")
       for part in ("params", "ema", "opt"):
         say(f"{part + '_sha256':14} {facts[part + '_sha256']}")
       for decay, digest in facts["averages_sha256"].items():
         say(f"{'ema:' + decay:14} {digest}")
       say(f"config         {Path(args.workdir) / 'config.json'}")
+      print_goodput(facts["goodput"])
     return facts
   if args.limit < 0:
     raise BadInput(f"inspect: --limit={args.limit} is below 0. Give a number of clips.")

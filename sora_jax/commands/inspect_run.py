@@ -5,8 +5,9 @@ from pathlib import Path
 import jax
 
 from data_pipeline.errors import BadInput
+from sora_jax.commands.progress import say
 from sora_jax.train.checkpoint import STORED, Checkpoints
-from sora_jax.train.events import goodput
+from sora_jax.train.goodput import goodput
 from sora_jax.train.hashes import state_hashes, tree_sha256
 
 
@@ -15,9 +16,8 @@ def describe_run(workdir) -> dict:
 
   Returns:
     `step`, `tokens_seen`, `clips_seen`, `cursor`, `params_sha256`, `ema_sha256`, `opt_sha256`,
-    `averages_sha256` of further averages by decay, `parameters` (how many numbers),
-    the facts of the run (`config`, `environment`, fingerprints)
-    and `goodput`.
+    `averages_sha256` of further averages by decay, `parameters` (how many numbers), the facts of
+    the run (`config`, `environment`, fingerprints) and `goodput`.
   Raises:
     BadInput: no checkpoint there, or a damaged one.
   """
@@ -44,3 +44,12 @@ def describe_run(workdir) -> dict:
     **run,
     "goodput": goodput(workdir),
   }
+
+
+def print_goodput(found: dict) -> None:
+  """Where the wall time of a run went, for people."""
+  stops = ", ".join(f"{count} x {reason}" for reason, count in found["stops"].items())
+  wall, redone = found["wall_seconds"], found["redone_steps"]
+  say(f"wall time      {wall:,.0f} s, starts: {found['starts']} ({stops}), steps redone: {redone}")
+  for name, share in found["shares"].items():
+    say(f"  {name:12} {share:7.2%} {share * wall:12,.1f} s")

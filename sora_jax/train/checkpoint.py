@@ -133,10 +133,10 @@ class Checkpoints:
     Raises:
       DiskFull: not enough room; nothing was written, earlier checkpoints are whole.
     """
-    self.wait()
+    begin = time.perf_counter()
+    self._wait()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     hosts.first_does("room", lambda: self._check_room(step, size), seconds=self._seconds)
-    begin = time.perf_counter()
     self._events("save_begin", step=step)
     meta = {
       "tokens_seen": progress.tokens_seen,
@@ -258,11 +258,16 @@ class Checkpoints:
     }
 
   def wait(self) -> None:
-    """Until the save under way is whole on disk.
+    """Until the save under way is whole on disk; `events("save_wait", seconds=…)` tells how long.
 
     Raises:
       DiskFull: the disk filled up meanwhile.
     """
+    begin = time.perf_counter()
+    self._wait()
+    self._events("save_wait", seconds=round(time.perf_counter() - begin, 3))
+
+  def _wait(self) -> None:
     try:
       self._manager.wait_until_finished()
     except Exception as error:

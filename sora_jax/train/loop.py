@@ -82,6 +82,7 @@ def fit(
   done = looked = saved = int(state.step)
   if done >= total_steps:
     return state, progress
+  events("begin", step=done + 1)
   meter, hosts = Meter(peak=peak), Hosts()
   feed = Feed(batches, put=put, count=count, progress=progress, meter=meter)
   state, metrics, fed = _first(step_fn, state, frozen, feed.take(), meter, events)
@@ -114,12 +115,13 @@ def fit(
       for hook in due:
         at("evaluate", n)
         values |= _evaluate(hook, n, state, events)
-    if logging:
-      counters = {"tokens_seen": fed.progress.tokens_seen, "clips_seen": fed.progress.clips_seen}
+    if logging or leaving:
       rates = meter.read()
       spent = rates.pop("seconds")
       waited = round(spent * rates["data_wait_fraction"], 3)
       events("steps", step=n, seconds=round(spent, 3), waited=waited)
+    if logging:
+      counters = {"tokens_seen": fed.progress.tokens_seen, "clips_seen": fed.progress.clips_seen}
       late_hosts = summarise_hosts(hosts(rates.pop("host_seconds")), rates["step_seconds"])
       report(n, values | counters | rates | late_hosts)
     if saving:

@@ -7,7 +7,6 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from data_pipeline.errors import BadInput
-from sora_jax.train.events import Events, goodput
 from sora_jax.train.metrics import Counts, Meter, MetricsWriter, cut_back, read_metrics
 
 
@@ -79,35 +78,3 @@ def test_rates_leave_pauses_out():
   }
   meter.add(Counts(tokens=50, clips=1, flops=0.0, slots=50))
   assert meter.read()["tokens_per_second"] == 5.0  # begins anew
-
-
-def test_a_line_cut_off_by_a_kill_spoils_neither_the_next_nor_goodput(tmp_path):
-  path = tmp_path / "events.jsonl"
-  path.write_text('{"event": "start", "time": 1.0}\n{"event": "compile", "sec')
-  with Events(tmp_path) as events:
-    events("compile", seconds=1.5)
-  lines = path.read_text().splitlines()
-  assert [json.loads(line)["event"] for line in lines[2:]] == ["start", "compile", "stop"]
-  found = goodput(tmp_path)
-  assert found["starts"] == 2 and found["compile_seconds"] == 1.5
-  assert found["stops"] == {"done": 1, "killed": 1}
-
-
-def test_goodput_sums_sessions(tmp_path, monkeypatch):
-  clock = iter(range(100, 200, 10))
-  monkeypatch.setattr("time.time", lambda: float(next(clock)))
-  with Events(tmp_path) as events:  # 100
-    events("compile", seconds=2.5)  # 110
-  path = tmp_path / "events.jsonl"
-  path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # killed before 120
-  with pytest.raises(KeyError), Events(tmp_path) as events:  # 130
-    events("compile", seconds=1.5)  # 140
-    raise KeyError  # 150
-  with path.open("a") as file:
-    file.write('{"event": "cut o')
-  assert goodput(tmp_path) == {
-    "starts": 2,
-    "wall_seconds": 30.0,
-    "stops": {"KeyError": 1, "killed": 1},
-    "compile_seconds": 4.0,
-  }

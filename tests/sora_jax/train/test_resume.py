@@ -232,4 +232,7 @@ def test_killed_three_times_ends_in_the_same_bits(tmp_path, nursery):
   assert found["step"] == 60 and found["tokens_seen"] == 6_000
   losses = [[(line["step"], line["loss"]) for line in read_metrics(run)] for run in (whole, killed)]
   assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 61))
-  assert found["goodput"]["starts"] == 4 and found["goodput"]["stops"] == {"done": 1, "killed": 3}
+  time_spent = found["goodput"]
+  assert time_spent["starts"] == 4 and time_spent["stops"] == {"done": 1, "killed": 3}
+  assert sum(time_spent["shares"].values()) == pytest.approx(1, abs=1e-3)
+  assert min(time_spent["shares"][name] for name in ("steps", "restart", "compile")) > 0

@@ -1,7 +1,10 @@
 """Spikes: told from noise, gone back from, and the data that they came with is not read again."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from sora_jax.train.session import Schedule, roll_back
 from sora_jax.train.spikes import Guard, Spike, SpikeSettings, position
 
 
@@ -31,3 +34,11 @@ def test_neither_the_first_losses_nor_a_guard_that_is_off_raise():
 
 def test_position():
   assert position({}) == 0 and position(cursor(7, [(1, 2), (5, 9)])) == 12
+
+
+def test_a_spike_too_many_is_raised():
+  schedule = Schedule(9, 1, 1, 1, 1, spike=SpikeSettings(factor=2.0, most=2))
+  session, spike = SimpleNamespace(schedule=schedule), Spike("no", step=8, after=7, skip=(7, 8))
+  with pytest.raises(Spike) as found:
+    roll_back(session, spike, 3)  # pyright: ignore[reportArgumentType]
+  assert found.value is spike and found.value.exit_code == 1
