@@ -51,8 +51,9 @@ DATA = [
 ]
 PLAN = ["libtpu"]
 # tokamax needs a whole tracing stack beside it on later Pythons: its tests run on 3.11.
-TEST = [*DATA, *PLAN, "hypothesis", "ImageHash", "imageio-ffmpeg", "pytest", "pytest-xdist"]
-TEST += ["scipy", 'tokamax ; python_version < "3.12"']
+TEST = [*DATA, *PLAN, "hypothesis", "ImageHash", "imageio-ffmpeg", "kubeflow-trainer-api"]
+TEST += ["kubernetes-validate", "pytest", "pytest-xdist", "scipy"]
+TEST += ['tokamax ; python_version < "3.12"']
 DEV = [*TEST, "pyright[nodejs]", "ruff"]
 
 setup(

@@ -182,8 +182,9 @@ def run_gke(args, command: list[str]) -> dict:
   manifest = yaml.safe_dump(gke.make_manifest(workload, words), sort_keys=False)
   write_or_print(manifest, args.out)
   xpk = gke.xpk_command(workload, words, args.cluster)
-  say(f"launch: kubectl apply -f {args.out or 'THIS'}, or the same by xpk: {xpk}")
-  return {"manifest": args.out or None, "xpk": xpk}
+  by_xpk = f", or by xpk, with its own queue and no secrets: {xpk}" if xpk else ""
+  say(f"launch: kubectl apply -f {args.out or 'THIS'}{by_xpk}")
+  return {"manifest": args.out or None, "xpk": xpk or None}
 
 
 def add_tpu_vm(p: Parser) -> None:

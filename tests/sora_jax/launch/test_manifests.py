@@ -57,15 +57,21 @@ def test_gpus_that_no_process_would_use_are_refused():
 
 @pytest.mark.parametrize(
   ("topology", "pods", "devices"),
-  [("v5p:4x4x4", 16, 4), ("v6e:16x16", 64, 4), ("v5e:2x4", 1, 8), ("v6e:1x1", 1, 1),
-   ("tpu7x:2x2x2", 2, 4), ("h100:64", 8, 8), ("h100:4", 1, 4)],
+  [("v4:2x2x1", 1, 4), ("v4:8x4x4", 32, 4), ("v5p:4x4x4", 16, 4), ("v5p:4x4x12", 48, 4),
+   ("v5e:2x2", 1, 4), ("v5e:2x4", 1, 8), ("v5e:4x4", 4, 4), ("v6e:16x16", 64, 4),
+   ("v6e:1x1", 1, 1), ("tpu7x:1x1x1", 1, 1), ("tpu7x:2x2x2", 2, 4), ("h100:64", 8, 8),
+   ("h100:4", 1, 4)],
 )  # fmt: skip
 def test_shapes(topology, pods, devices):
   shape = gke.shape_of(topology)
   assert (shape.pods, shape.devices) == (pods, devices)
 
 
-@pytest.mark.parametrize("topology", ["v9:2x2", "v5p:64", "h100:12", "h100:4x4", "v5p:"])
+@pytest.mark.parametrize(
+  "topology",
+  ["v9:2x2", "v5p:64", "h100:12", "h100:4x4", "v5p:", "v5p:4x4", "v5p:1x1x1", "v5p:2x2x3",
+   "v5p:8x4x4", "v5p:16x24x24x4", "v4:16x16x20", "v6e:4x2", "v6e:16x32", "v6e:2x2x2"],
+)  # fmt: skip
 def test_no_such_shape(topology):
   with pytest.raises(BadInput, match=f"--topology={topology}"):
     gke.shape_of(topology)
@@ -98,9 +104,30 @@ def test_a_jobset_of_gpus_tells_pods_where_to_meet():
   assert rule["onExitCodes"] == {"operator": "In", "values": [2]}
 
 
-def test_xpk_and_gcloud_and_ssh():
-  assert "--tpu-type=v5p-4x4x4 --num-slices=1" in gke.xpk_command(LOAD, WORDS, "c")
-  assert "--num-nodes=2" in gke.xpk_command(LOAD._replace(topology="h200:16"), WORDS, "c")
+@pytest.mark.parametrize(
+  ("topology", "device"),
+  [("v5p:4x4x4", "--tpu-type=v5p-4x4x4 --num-slices=1"),
+   ("v5e:4x4", "--tpu-type=v5litepod-4x4 --num-slices=1"),
+   ("tpu7x:1x1x1", "--tpu-type=tpu7x-1x1x1 --num-slices=1"),
+   ("h100:8", "--device-type=h100-mega-80gb-8 --num-nodes=1"),
+   ("h200:16", "--device-type=h200-141gb-8 --num-nodes=2"),
+   ("b200:16", "--device-type=b200-8 --num-nodes=2")],
+)  # fmt: skip
+def test_xpk_has_names_of_its_own_for_devices(topology, device):
+  command = gke.xpk_command(LOAD._replace(topology=topology), WORDS, "c")
+  assert f" {device} --docker-image=image " in command
+
+
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "h100:4", "b200:1"])
+def test_no_xpk_command_where_it_has_no_such_device(topology, capsys):
+  assert gke.xpk_command(LOAD._replace(topology=topology), WORDS, "c") == ""
+  words = [f"--topology={topology}", "--name=run1", "--image=i", "--", "train"]
+  assert main(["launch", "gke", *words]) == 0
+  out, err = capsys.readouterr()
+  assert '"xpk": null' in out and "kubectl apply" in err and "xpk" not in err
+
+
+def test_gcloud_and_ssh():
   assert "ssh pod --zone=z --worker=all" in tpu_vm.gcloud_command("pod", "z", "", WORDS, "")
   first, second = tpu_vm.ssh_commands(["u@a", "b"], 9, WORDS, "cd x")
   assert "--coordinator=a:9 --processes=2 --process=0" in first and "ssh b" in second
