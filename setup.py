@@ -21,6 +21,7 @@ BASE = [
   "beartype",
   "etils",
   "flax",
+  "fsspec",
   "grain",
   "jax",
   "jaxtyping",
@@ -50,10 +51,11 @@ DATA = [
   "scenedetect-headless",
 ]
 PLAN = ["libtpu"]
+CLOUD = ["gcsfs", "s3fs"]
 # tokamax needs a whole tracing stack beside it on later Pythons: its tests run on 3.11.
-TEST = [*DATA, *PLAN, "hypothesis", "ImageHash", "imageio-ffmpeg", "kubeflow-trainer-api"]
-TEST += ["kubernetes-validate", "pytest", "pytest-xdist", "scipy"]
-TEST += ['tokamax ; python_version < "3.12"']
+TEST = [*CLOUD, *DATA, *PLAN, "flask", "flask-cors", "gcp-storage-emulator", "hypothesis"]
+TEST += ["ImageHash", "imageio-ffmpeg", "kubeflow-trainer-api", "kubernetes-validate", "moto[s3]"]
+TEST += ["pytest", "pytest-xdist", "scipy", 'tokamax ; python_version < "3.12"']
 DEV = [*TEST, "pyright[nodejs]", "ruff"]
 
 setup(
@@ -70,6 +72,7 @@ setup(
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "hopper": ["jax[cuda13]", "tokamax"],
+    "cloud": CLOUD,
     "data": DATA,
     "plan": PLAN,
     "test": TEST,

@@ -21,6 +21,7 @@ from sora_jax.generate.media import read_mp4, replacing, write_mp4
 from sora_jax.generate.pipeline import Request
 from sora_jax.models.text.encoder import describe
 from sora_jax.train.hashes import tree_sha256
+from sora_jax.train.object_store import is_url
 
 CRF = 12
 GROUPS = {
@@ -54,6 +55,8 @@ def parser():
 def run(args) -> dict:
   if args.samples < 1:
     raise BadInput(f"eval: --samples={args.samples} must be at least 1.")
+  if is_url(args.workdir) and not args.out:
+    raise BadInput(f"eval: of --workdir={args.workdir} the videos want a folder. Give --out.")
   opened = open_run(args.workdir, step=args.step, weights=args.weights)
   out = Path(args.out or Path(args.workdir) / "eval" / f"{args.suite}-{opened.step}")
   make_folder("--out", out)

@@ -94,7 +94,7 @@ def run(args) -> dict:
         say(f"{part + '_sha256':14} {facts[part + '_sha256']}")
       for decay, digest in facts["averages_sha256"].items():
         say(f"{'ema:' + decay:14} {digest}")
-      say(f"config         {Path(args.workdir) / 'config.json'}")
+      say(f"config         {args.workdir.rstrip('/')}/config.json")
       print_goodput(facts["goodput"])
     return facts
   if args.limit < 0:

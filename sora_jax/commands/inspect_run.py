@@ -1,7 +1,5 @@
 """`sora inspect --workdir DIR`: what the last checkpoint of a run holds."""
 
-from pathlib import Path
-
 import jax
 
 from data_pipeline.errors import BadInput
@@ -9,6 +7,7 @@ from sora_jax.commands.progress import say
 from sora_jax.train.checkpoint import STORED, Checkpoints
 from sora_jax.train.goodput import goodput
 from sora_jax.train.hashes import state_hashes, tree_sha256
+from sora_jax.train.workdir import checkpoints_of, open_workdir
 
 
 def describe_run(workdir) -> dict:
@@ -21,7 +20,7 @@ def describe_run(workdir) -> dict:
   Raises:
     BadInput: no checkpoint there, or a damaged one.
   """
-  folder = Path(workdir) / "checkpoints"
+  folder = checkpoints_of(opened := open_workdir(str(workdir)))
   if not folder.is_dir():
     raise BadInput(
       f"inspect: --workdir={workdir} holds no checkpoints folder. Give a workdir of sora train."
@@ -42,7 +41,7 @@ def describe_run(workdir) -> dict:
     "averages_sha256": {part.split("/")[1]: tree_sha256(state[part]) for part in further},
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
     **run,
-    "goodput": goodput(workdir),
+    "goodput": goodput(opened),
   }
 
 

@@ -16,6 +16,7 @@ from sora_jax.models.frozen_vae import load_frozen_vae
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_frozen_text_encoder
 from sora_jax.train.weights import read_weights, replace_params
+from sora_jax.train.workdir import open_workdir
 
 
 class Run(NamedTuple):
@@ -54,13 +55,13 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
   """Opens a run of `sora train` at a checkpoint.
 
   Args:
-    workdir: of a DiT.
+    workdir: of a DiT, a path or a URL.
     step: of the checkpoint; None for the newest.
     weights: "ema", "params" or "ema:DECAY".
   Raises:
     BadInput: no such run or checkpoint, or it is not a DiT's.
   """
-  folder = Path(workdir)
+  folder = open_workdir(workdir)
   if not (folder / "config.json").is_file():
     raise BadInput(
       f"--workdir={workdir} holds no run (no config.json). Give a workdir of sora train."
@@ -70,7 +71,7 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
   encoder = load_frozen_text_encoder(folder / "frozen" / "text")
   text = describe(encoder)
   settings = dit_settings(config, latent_channels=vae.latent_channels, text=text)
-  source = str(folder) if step is None else f"{folder}@{step}"
+  source = workdir if step is None else f"{workdir}@{step}"
   loaded, found = read_weights(source, weights)
   shapes = nnx.state(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
   params = replace_params(shapes, loaded, source)

@@ -43,6 +43,7 @@ from sora_jax.train.ranges import check_ranges
 from sora_jax.train.session import Schedule, check_workdir, lock, tell, train
 from sora_jax.train.stop import Preempted
 from sora_jax.train.weights import check_origin
+from sora_jax.train.workdir import Mirror, checkpoints_of, open_workdir, url_of
 
 PREPARE_SECONDS = 86_400  # that processes wait while the first one makes data, once a run
 STATISTICS_CLIPS = 256  # clips, or windows of them, that the latents' mean and std come from
@@ -60,7 +61,7 @@ def parser():
     """,
     config=True,
   )
-  p.add_argument("--workdir", required=True, help="folder of the run, the same for all processes")
+  p.add_argument("--workdir", required=True, help="folder or URL of the run, for all processes")
   p.add_argument(
     "--coordinator",
     default="",
@@ -83,7 +84,8 @@ def run(args) -> dict | None:
       start_seconds=wait.start_seconds,
       silence_seconds=wait.silence_seconds,
     )
-    done = run_training(args.config, make_folder("--workdir", Path(args.workdir)))
+    workdir = make_folder("--workdir", open_workdir(args.workdir, fresh=False))
+    done = run_training(args.config, workdir)
   return done if hosts.is_first() else None
 
 
@@ -119,16 +121,29 @@ def run_training(config, workdir: Path) -> dict:
   if config.model.name == "dit":
     build_attention(config, mesh)
   with ExitStack() as stack:
-    hosts.first_does(
-      "lock", lambda: stack.enter_context(lock(workdir)), seconds=config.wait.start_seconds
-    )
-    check_shared(workdir, config.wait.start_seconds)
-    return train_locked(config, workdir, schedule, mesh)
+    mirror = Mirror(workdir)
+
+    def take() -> None:
+      stack.enter_context(lock(workdir))
+      stack.enter_context(mirror)
+
+    hosts.first_does("lock", take, seconds=config.wait.start_seconds)
+    check_shared(config, workdir)
+    push = mirror.push if hosts.is_first() else lambda: None
+    return train_locked(config, workdir, schedule, mesh, push)
 
 
-def check_shared(workdir: Path, seconds: float) -> None:
+def check_shared(config, workdir: Path) -> None:
   """Raises BadInput where processes have folders of their own under the same name."""
   if hosts.count() == 1:
+    return
+  seconds = config.wait.start_seconds
+  if url := url_of(workdir):
+    if not config.data.path:
+      raise BadInput(
+        f"train: --workdir={url} has no room for data that the run makes for many processes. Make"
+        " it with sora data and sora encode, and give --config.data.path."
+      )
     return
   mark, word = workdir / "shared", str(time.time_ns())
   hosts.first_does("mark", lambda: mark.write_text(word), seconds=seconds)
@@ -138,11 +153,11 @@ def check_shared(workdir: Path, seconds: float) -> None:
   if odd:
     raise BadInput(
       f"train: --workdir={workdir} of {hosts.name_processes(odd)} is not that of process 0. Use a"
-      " folder of a file system that all hosts mount."
+      " folder of a file system that all hosts mount, or a URL."
     )
 
 
-def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
+def train_locked(config, workdir: Path, schedule: Schedule, mesh, push) -> dict:
   """Opens the data, trains what `config.model` names, and keeps a trained VAE."""
   is_dit = config.model.name == "dit"
   plain = json.loads(config.to_json())
@@ -170,13 +185,14 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh) -> dict:
       mesh,
       init_from=config.init_from,
       init_weights=config.init_weights,
+      push=push,
     )
   if not is_dit:
     params = whole(state.averaged)
     export = lambda: export_vae(config, params, int(state.step), datasets[0], workdir)  # noqa: E731
     hosts.first_does("export", export, seconds=PREPARE_SECONDS)
   return {
-    "workdir": str(workdir),
+    "workdir": url_of(workdir) or str(workdir),
     "step": int(state.step),
     "tokens_seen": progress.tokens_seen,
     "clips_seen": progress.clips_seen,
@@ -321,7 +337,7 @@ def made_with(dataset: Dataset, text: str) -> dict[str, str | None]:
 
 def has_begun(workdir: Path) -> bool:
   """Whether the workdir holds a checkpoint."""
-  folder = workdir / "checkpoints"
+  folder = checkpoints_of(workdir)
   if not folder.is_dir():
     return False
   with Checkpoints(folder, read_only=True) as checkpoints:

@@ -72,7 +72,7 @@ def initialize(
       cluster_detection_method="deactivate",
       initialization_timeout=max(1, round(start_seconds)),
       heartbeat_timeout_seconds=max(1, round(silence_seconds)) if count > 1 else _ALONE,
-      coordinator_bind_address=bind_address(address, count),
+      coordinator_bind_address=bind_address(address, count) if number == 0 else None,
     )
   except RuntimeError as error:
     reason = str(error).split("\n")[0]
@@ -121,18 +121,27 @@ def bind_address(address: str, processes: int) -> str:
   host = host.strip("[]")
   try:
     found: Any = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
-  except OSError:
-    return f"[::]:{port}"  # only process 0 binds, and where it cannot resolve itself it must
-  local = ipaddress.ip_address(found).is_loopback
-  if local and processes > 1 and not _is_local_name(host):
+  except OSError:  # only process 0 binds, at the address that the others look for it
+    return f"{network_address() or '127.0.0.1'}:{port}"
+  if ipaddress.ip_address(found).is_loopback and processes > 1 and not _is_local_name(host):
     # Debian's hosts file names a machine's own name so; the others know it by its network address.
+    found = network_address() or found
     print(
-      f"train: {host} is {found} on this machine, so the coordinator listens on all interfaces. Set"
-      " JAX_COORDINATOR_BIND_ADDRESS=IP:PORT to have it listen on one.",
+      f"train: {host} is a loopback address on this machine, so the coordinator listens on {found}."
+      " If others do not reach it there, set JAX_COORDINATOR_BIND_ADDRESS=IP:PORT.",
       file=sys.stderr,
     )
-    return f"[::]:{port}"
   return f"[{found}]:{port}" if ":" in found else f"{found}:{port}"
+
+
+def network_address() -> str:
+  """Address of the interface by which this machine reaches others; "" where it has none."""
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    try:
+      probe.connect(("203.0.113.1", 9))  # for documentation (RFC 5737); nothing is sent
+      return probe.getsockname()[0]
+    except OSError:
+      return ""
 
 
 def _is_local_name(host: str) -> bool:

@@ -7,6 +7,7 @@ in the format of Orbax's `CheckpointManager`. Of several processes each writes a
 import contextlib
 import errno
 import inspect
+import math
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ from data_pipeline.errors import BadInput
 from sora_jax.parallel import hosts
 from sora_jax.parallel.rules import named_leaves
 from sora_jax.train.hashes import checksums, host_checksums
+from sora_jax.train.object_store import is_url, move_folder
 from sora_jax.train.state import Progress, State
 from sora_jax.train.stop import DiskFull
 
@@ -33,9 +35,9 @@ class Damaged(BadInput):
   """A checkpoint that was saved whole and cannot be read any more."""
 
 
-def free_bytes(folder) -> int:
-  """Free bytes of the disk that holds `folder`."""
-  return shutil.disk_usage(folder).free
+def free_bytes(folder) -> float:
+  """Free bytes of the disk that holds `folder`; a store of objects has no end."""
+  return math.inf if is_url(folder) else shutil.disk_usage(folder).free
 
 
 def _ignore(event: str, **facts) -> None:
@@ -80,7 +82,7 @@ class Checkpoints:
   """The checkpoints in one folder. A context: leaving it waits for the save under way.
 
   Args:
-    folder: made if it is not there, unless `read_only`.
+    folder: made if it is not there, unless `read_only`; or a URL, see `object_store.prepare`.
     max_to_keep: how many of the latest stay; None keeps all.
     keep_period: those at its multiples stay for good; None for none.
     events: called as `events("save", step=…, seconds=…, bytes=…)`.
@@ -98,7 +100,7 @@ class Checkpoints:
     read_only: bool = False,
     seconds: float = 1200,
   ):
-    self._folder = epath.Path(folder).absolute()
+    self._folder = epath.Path(folder) if is_url(folder) else epath.Path(folder).absolute()
     self._events, self._seconds = events, seconds
     options = (
       ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
@@ -208,11 +210,7 @@ class Checkpoints:
   def set_aside(self, step: int) -> str:
     """Moves a checkpoint out of the way, into `damaged/` beside the folder; returns where to."""
     target = self._folder.parent / "damaged" / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-    def move():
-      target.parent.mkdir(parents=True, exist_ok=True)
-      (self._folder / str(step)).rename(target)
-
+    move = lambda: move_folder(self._folder / str(step), target)  # noqa: E731
     hosts.first_does("set aside", move, seconds=self._seconds)
     self._manager.reload()
     return str(target)

@@ -59,7 +59,7 @@ class _Account:
     self._starting: float | None = None  # moment that the session, or a rollback, began to start
     self._stopped: str | None = "done"  # why the last session ended; None: it wrote no stop
     self._starts, self._stops, self._spent = 0, {}, {}
-    self._parts = dict.fromkeys(SHARES, 0.0)
+    self._parts: dict[str, float] = dict.fromkeys(SHARES, 0.0)
     self._steps: list[tuple[int, int, float, float]] = []  # after, last, seconds, waited
     self._at = 0  # last step on the books
     self._redone_steps, self._redone_seconds = 0, 0.0

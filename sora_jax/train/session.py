@@ -31,6 +31,7 @@ from sora_jax.train.step import make_step
 from sora_jax.train.stop import Signals, naming_full_disk
 from sora_jax.train.watchdog import Watchdog
 from sora_jax.train.weights import compare_origin, read_weights, replace_params
+from sora_jax.train.workdir import checkpoints_of
 
 
 class Task(NamedTuple):
@@ -118,7 +119,7 @@ def check_workdir(workdir: Path, config: dict) -> None:
   Raises:
     BadInput: a setting changed that may not.
   """
-  folder = workdir / "checkpoints"
+  folder = checkpoints_of(workdir)
   if folder.is_dir():
     with Checkpoints(folder, read_only=True) as checkpoints:
       step = checkpoints.latest_step()
@@ -192,6 +193,7 @@ class Session(NamedTuple):
   stop: Signals
   at: Watchdog
   guard: Guard
+  push: Callable[[], None]
 
 
 class Opened(NamedTuple):
@@ -212,6 +214,7 @@ def train(
   *,
   init_from: str,
   init_weights: str,
+  push: Callable[[], None] = lambda: None,
 ) -> tuple[State, Progress]:
   """Trains `task` in `workdir` to `schedule.total_steps`; goes on where an earlier session ended.
 
@@ -221,6 +224,7 @@ def train(
     workdir: `lock`ed by the caller.
     config: resolved, as plain values: kept in the workdir and in every checkpoint.
     init_from: see `read_weights`; read when the workdir has no checkpoint yet.
+    push: called before each save, see `Mirror`.
   Returns:
     The last state and its progress.
   Raises:
@@ -242,7 +246,7 @@ def train(
     Signals() as stop,
     Watchdog(workdir, schedule.wait.bounds) as at,
     Checkpoints(
-      workdir / "checkpoints",
+      checkpoints_of(workdir),
       max_to_keep=schedule.keep_checkpoints,
       keep_period=schedule.keep_period_steps or None,
       events=events,
@@ -253,7 +257,7 @@ def train(
     warn_changes(warn_inexact(jax.default_backend(), os.environ.get("XLA_FLAGS", "")), events)
     session = Session(
       task, workdir, config, schedule, mesh, abstract_state(shapes, places), checkpoints, events,
-      step_fn, hooks, compare, profiler, stop, at, Guard(schedule.spike),
+      step_fn, hooks, compare, profiler, stop, at, Guard(schedule.spike), push,
     )  # fmt: skip
     skips: list[tuple[int, int]] = []
     while True:
@@ -278,6 +282,7 @@ def attempt(
     def save(n: int, state: State, progress: Progress) -> None:
       if session.compare:  # else a damaged state would be what the next session begins with
         session.compare(n, state)
+      session.push()  # the lines up to this step, before a checkpoint that follows them
       session.checkpoints.save(n, state, progress, facts)
 
     with MetricsWriter(session.workdir, total_steps=schedule.total_steps, step=step) as report:

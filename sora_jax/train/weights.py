@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import named_leaves, path_name
 from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.workdir import checkpoints_of, open_workdir
 
 
 def split_source(source: str) -> tuple[Path, int | None]:
   """Folder and step of "RUN@STEP"; of "RUN" the step is None, for its newest checkpoint."""
   run, _, step = source.rpartition("@")
-  return (Path(run), int(step)) if run and step.isdecimal() else (Path(source), None)
+  name, number = (run, int(step)) if run and step.isdecimal() else (source, None)
+  return open_workdir(name), number
 
 
 def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
@@ -29,7 +31,7 @@ def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
     BadInput: no such run, step or kind of weights.
   """
   run, step = split_source(source)
-  folder = run / "checkpoints"
+  folder = checkpoints_of(run)
   kind, _, decay = which.partition(":")
   if which not in ("ema", "params") and not (kind == "ema" and decay):
     raise BadInput(f"weights: {which!r} is not one of ['ema', 'params'], nor ema:DECAY.")

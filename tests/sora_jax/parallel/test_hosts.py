@@ -82,7 +82,10 @@ def test_the_coordinator_listens_where_it_is_looked_for(monkeypatch, capsys):
     socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("127.0.1.1", 0))]
   )
   assert hosts.bind_address("n1:5", 1) == "127.0.1.1:5"
-  assert hosts.bind_address("n1:5", 2) == "[::]:5"  # else nobody could reach it
-  assert "listens on all interfaces" in capsys.readouterr().err
+  monkeypatch.setattr(hosts, "network_address", lambda: "10.9.9.9")
+  assert hosts.bind_address("n1:5", 2) == "10.9.9.9:5"  # else nobody could reach it
+  assert "listens on 10.9.9.9" in capsys.readouterr().err
+  monkeypatch.setattr(hosts, "network_address", lambda: "")
+  assert hosts.bind_address("n1:5", 2) == "127.0.1.1:5"
   monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "10.0.0.1:5")
   assert hosts.bind_address("n1:5", 2) == "10.0.0.1:5"
