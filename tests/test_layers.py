@@ -40,6 +40,7 @@ JUDGE = {"worlds"}
 NEVER = {"clu", "sentence_transformers", "tensorflow", "torch", "transformers"}
 NOT_IN_DATA = {"flax", "jax", "jaxlib", "optax", "orbax", "sora_jax", "experiments"}
 ONE_FILE = {"apache_beam", "c2pa", "gradio", "matplotlib", "orbax", "tensorboardX", "wandb"}
+TOGETHER = {"orbax": {"sora_jax/train/checkpoint.py", "sora_jax/train/object_store.py"}}
 DRAWERS = {"common", "helpers", "misc", "utils"}
 
 
@@ -158,7 +159,7 @@ def several_users(imports: dict[str, list[tuple[int, str]]]) -> list[str]:
       if any(name.split(".")[0] == package for _, name in found)
       and not path.startswith("experiments/")
     ]
-    if len(users) > 1:
+    if len(users) > 1 and not set(users) <= TOGETHER.get(package, set()):
       broken.append(f"{package} is imported by {len(users)} files: {', '.join(sorted(users))}")
   return broken
 

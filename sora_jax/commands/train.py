@@ -37,6 +37,7 @@ from sora_jax.models.frozen_vae import (
 from sora_jax.models.text.registry import load_frozen_text_encoder, load_text_encoder
 from sora_jax.models.vae import CODECS, make_codec
 from sora_jax.parallel import hosts
+from sora_jax.parallel.broadcast import slice_count
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.hashes import tree_sha256
 from sora_jax.train.ranges import check_ranges
@@ -85,7 +86,8 @@ def run(args) -> dict | None:
       silence_seconds=wait.silence_seconds,
     )
     workdir = make_folder("--workdir", open_workdir(args.workdir, fresh=False))
-    done = run_training(args.config, workdir)
+    with hosts.naming_lost_peers():
+      done = run_training(args.config, workdir)
   return done if hosts.is_first() else None
 
 
@@ -186,6 +188,7 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh, push) -> dict:
       init_from=config.init_from,
       init_weights=config.init_weights,
       push=push,
+      slices=slice_count(mesh, config.mesh.slices),
     )
   if not is_dit:
     params = whole(state.averaged)

@@ -4,11 +4,13 @@ All that is exchanged here goes through the coordinator (process 0), never throu
 works while a device is busy, and every wait has an end and a name.
 """
 
+import contextlib
 import ipaddress
 import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from data_pipeline.errors import BadInput
 from sora_jax.parallel import heartbeat
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_LOST = ("Gloo", "NCCL", "coordination service", "Connection closed by peer", "heartbeat")
 _ALONE = 10**6  # seconds: a process of its own may be stopped and continued at any time
 _counts: dict[str, int] = {}  # name -> times that this process has met under it
 
@@ -81,6 +84,21 @@ def initialize(
       f" {start_seconds:.0f} s, or not all came ({reason}). Look at the log of process 0."
     ) from error
   share("hosts", socket.gethostname(), seconds=start_seconds)
+
+
+@contextlib.contextmanager
+def naming_lost_peers() -> Iterator[None]:
+  """Turns what a collective says when a process is gone into LostPeer."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    text = str(error)
+    if count() == 1 or not any(word in text for word in _LOST):
+      raise
+    raise LostPeer(
+      f"hosts: another process is gone, or does not answer ({text.splitlines()[0]}). Look at the"
+      " logs of the others; the run goes on from its last checkpoint when it is started again."
+    ) from error
 
 
 def _given(coordinator: str, processes: int, process: int) -> tuple | None:

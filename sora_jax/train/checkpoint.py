@@ -11,15 +11,18 @@ import math
 import shutil
 import sys
 import time
+from functools import partial
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import NamedSharding
 from orbax.checkpoint import args as ocp_args
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel import hosts
+from sora_jax.parallel.broadcast import can_broadcast, first_slice, is_in_first, to_all_slices
 from sora_jax.parallel.rules import named_leaves
 from sora_jax.train.hashes import checksums, host_checksums
 from sora_jax.train.object_store import is_url, move_folder
@@ -70,6 +73,12 @@ def _is_damage(error: Exception) -> bool:
   codes = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE, errno.ENFILE)
   words = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")  # tensorstore's errors have no errno
   return getattr(error, "errno", None) not in codes and not any(w in str(error) for w in words)
+
+
+def _on_first(leaf: jax.ShapeDtypeStruct, *, slices: int) -> jax.ShapeDtypeStruct:
+  """What the first slice reads of a leaf."""
+  assert isinstance(leaf.sharding, NamedSharding)
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first_slice(leaf.sharding, slices))
 
 
 def _compare(found: dict, saved: dict) -> None:
@@ -178,34 +187,48 @@ class Checkpoints:
       meta = got["meta"]
       return Progress(got["cursor"], meta["tokens_seen"], meta["clips_seen"]), meta["run"]
 
-  def restore(self, step: int, abstract: State) -> tuple[State, Progress, dict]:
+  def restore(self, step: int, abstract: State, slices: int = 1) -> tuple[State, Progress, dict]:
     """Reads a checkpoint, bit for bit, onto any mesh.
 
     Args:
       step: one of the saved.
       abstract: `jax.ShapeDtypeStruct`s with the shardings wanted, see `state.abstract_state`.
+      slices: of their mesh; where no two share a process, the first one reads for all.
     Raises:
       Damaged: it cannot be read, by this process or by another one.
       BadInput: it is of another model or optimiser.
     """
     progress, run = self.describe(step)
     self._check_shapes(step, abstract)
+    mesh = jax.tree.leaves(abstract)[0].sharding.mesh if slices > 1 else None
+    once = mesh is not None and can_broadcast(mesh, slices)
     state, damage = None, None
     try:
-      with self._readable(step):
-        # Not by the manager: there, those who can read would wait for one who cannot.
-        handler = ocp.StandardCheckpointHandler()
-        path = self._folder / str(step) / "state"
-        state = handler.restore(path, args=ocp_args.StandardRestore(abstract))
+      if not once:
+        state = self._restore_state(step, abstract)
+      elif mesh and is_in_first(mesh, slices):
+        state = self._restore_state(step, jax.tree.map(partial(_on_first, slices=slices), abstract))
     except Damaged as error:
       damage = error
     said = hosts.share("restore", str(damage or ""), seconds=self._seconds)
     if any(said):
       raise damage or Damaged(next(filter(None, said)))
+    if once:
+      values = jax.tree.leaves(state) if state else [None] * len(jax.tree.leaves(abstract))
+      leaves, tree = jax.tree.flatten(abstract)
+      pairs = zip(leaves, values, strict=True)
+      state = jax.tree.unflatten(tree, [to_all_slices(leaf, slices, v) for leaf, v in pairs])
     assert state is not None
     with self._readable(step):
       _compare(checksums(state._asdict()), self._read_meta(step)["checksums"])
     return state, progress, run
+
+  def _restore_state(self, step: int, abstract: State) -> State:
+    with self._readable(step):
+      # Not by the manager: there, those who can read would wait for one who cannot.
+      handler = ocp.StandardCheckpointHandler()
+      path = self._folder / str(step) / "state"
+      return handler.restore(path, args=ocp_args.StandardRestore(abstract))
 
   def set_aside(self, step: int) -> str:
     """Moves a checkpoint out of the way, into `damaged/` beside the folder; returns where to."""

@@ -194,6 +194,7 @@ class Session(NamedTuple):
   at: Watchdog
   guard: Guard
   push: Callable[[], None]
+  slices: int
 
 
 class Opened(NamedTuple):
@@ -215,6 +216,7 @@ def train(
   init_from: str,
   init_weights: str,
   push: Callable[[], None] = lambda: None,
+  slices: int = 1,
 ) -> tuple[State, Progress]:
   """Trains `task` in `workdir` to `schedule.total_steps`; goes on where an earlier session ended.
 
@@ -225,6 +227,7 @@ def train(
     config: resolved, as plain values: kept in the workdir and in every checkpoint.
     init_from: see `read_weights`; read when the workdir has no checkpoint yet.
     push: called before each save, see `Mirror`.
+    slices: of the mesh, see `Checkpoints.restore`.
   Returns:
     The last state and its progress.
   Raises:
@@ -257,7 +260,7 @@ def train(
     warn_changes(warn_inexact(jax.default_backend(), os.environ.get("XLA_FLAGS", "")), events)
     session = Session(
       task, workdir, config, schedule, mesh, abstract_state(shapes, places), checkpoints, events,
-      step_fn, hooks, compare, profiler, stop, at, Guard(schedule.spike), push,
+      step_fn, hooks, compare, profiler, stop, at, Guard(schedule.spike), push, slices,
     )  # fmt: skip
     skips: list[tuple[int, int]] = []
     while True:
@@ -357,7 +360,7 @@ def open_newest(session: Session, skips: list, init_from: str, init_weights: str
       if init_from:
         warn_changes(compare_origin(init_from, session.workdir), events)
     else:
-      state, progress, _ = checkpoints.restore(step, session.abstract)
+      state, progress, _ = checkpoints.restore(step, session.abstract, session.slices)
       events("resume", step=step)
       if step < session.schedule.total_steps:
         tell(f"train: resumes at step {step} of {session.schedule.total_steps}")

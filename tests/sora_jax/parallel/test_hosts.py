@@ -89,3 +89,15 @@ def test_the_coordinator_listens_where_it_is_looked_for(monkeypatch, capsys):
   assert hosts.bind_address("n1:5", 2) == "127.0.1.1:5"
   monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "10.0.0.1:5")
   assert hosts.bind_address("n1:5", 2) == "10.0.0.1:5"
+
+
+def test_what_a_collective_says_of_a_lost_process_is_one_line(monkeypatch):
+  error = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed\nmore")
+  with pytest.raises(jax.errors.JaxRuntimeError), hosts.naming_lost_peers():
+    raise error  # alone there is nobody to lose
+  monkeypatch.setattr(hosts, "count", lambda: 2)
+  with pytest.raises(hosts.LostPeer, match=r"is gone, or does not answer \(UNKNOWN: Gloo all-red"):
+    with hosts.naming_lost_peers():
+      raise error
+  with pytest.raises(jax.errors.JaxRuntimeError), hosts.naming_lost_peers():
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
