@@ -7,6 +7,7 @@ index/COLUMN.npy      see `data_pipeline.index`
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -221,7 +222,17 @@ def _read_meta(folder: Path, kind: str | None) -> dict:
       f"dataset: version={version} of {folder} is not {records.VERSIONS[found]} ({found} records). "
       "Make the dataset anew with this version."
     )
+  _check_names(described, path)
   return described
+
+
+def _check_names(described: dict, path: Path) -> None:
+  """Raises BadInput: a name that becomes part of a path could lead out of the dataset's folder."""
+  texts = described.get("meta", {}).get("texts", {})
+  names = [described.get("name"), *described.get("tokenizers", ()), *texts]
+  for name in names:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+      raise BadInput(f"dataset: {path} names {name!r}, which is no plain name. {_COPY}")
 
 
 def choose_tokenizer(datasets: Sequence[Dataset], name: str) -> str:

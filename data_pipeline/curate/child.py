@@ -18,6 +18,7 @@ there only what still has its parents is killed.
 """
 
 import errno
+import io
 import os
 import pickle
 import subprocess
@@ -32,6 +33,12 @@ Result = TypeVar("Result")
 SLACK_BYTES = 512 << 20  # stacks of threads and the like, which take room but are not filled
 ANSWER_BYTES = 64 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no fault of what is worked on
+_KNOWN = {  # what answers may name
+  ("builtins", "OSError"),
+  ("data_pipeline.curate.child", "ChildFailed"),
+  ("data_pipeline.curate.types", "Refused"),
+  ("data_pipeline.errors", "BadInput"),
+}
 _GRACE_SECONDS = 10.0
 _ROOT = str(Path(__file__).parents[2])
 _KEEP = "import sys; sys.path.insert(0, {!r}); from data_pipeline.curate.keeper import keep; keep()"
@@ -71,7 +78,8 @@ def run_in_child(
   """`function(argument)`, run in a fresh process, from which nothing remains afterwards.
 
   Args:
-    function: of a module that can be imported; what it takes and returns can be pickled.
+    function: of a module that can be imported; what it takes can be pickled, what it returns are
+      plain values (numbers, texts, bytes and builtin containers).
     argument: its only argument.
     seconds: wall-clock time it may take, the start of the process (about 0.1 s) included.
     memory_bytes: RSS that it and its descendants may reach.
@@ -112,11 +120,20 @@ def _dismiss(keeper: subprocess.Popen) -> None:
       pipe.close()
 
 
+class _Answers(pickle.Unpickler):
+  """Reads plain values and our exceptions: a worker that hostile media took over calls nothing."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) not in _KNOWN:
+      raise ChildFailed("crashed", f"its answer names {module}.{name}")
+    return super().find_class(module, name)
+
+
 def _opened(answer: bytes) -> Any:
   """The result in an answer: one letter of its kind, and a pickle."""
   if not answer:
     raise ChildFailed("crashed", "the keeper was killed")
-  kind, content = answer[:1], pickle.loads(answer[1:])
+  kind, content = answer[:1], _Answers(io.BytesIO(answer[1:])).load()
   if kind == b"R":
     return content
   raise content

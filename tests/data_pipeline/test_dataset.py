@@ -208,3 +208,18 @@ def test_refuses_what_is_no_dataset_of_the_kind(folder, tmp_path):
   (folder / "meta.json").write_text("{")
   with pytest.raises(BadInput, match="meta.json is damaged"):
     Dataset.open(folder, kind="latent")
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"name": "../../other/latents"},
+    {"tokenizers": ["../../../etc"]},
+    {"meta": {"texts": {"/etc": {}}}},
+  ],
+)
+def test_no_name_leads_out_of_the_folder(folder, change):
+  meta = json.loads((folder / "meta.json").read_text())
+  (folder / "meta.json").write_text(json.dumps(meta | change))
+  with pytest.raises(BadInput, match=r"meta.json names '.*etc.*|meta.json names '\.\./\.\."):
+    Dataset.open(folder, kind="latent")
