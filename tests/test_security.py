@@ -83,3 +83,6 @@ def test_the_answer_of_a_worker_that_was_taken_over_calls_nothing(tmp_path, monk
     with pytest.raises(child.ChildFailed, match=r"its answer names (posix|os)\.mkdir"):
       child._opened(kind + pickle.dumps(Evil()))
   assert not list(tmp_path.iterdir())
+  for answer in (b"Rnonsense", b"R", b"E" + pickle.dumps("no exception"), b"X" + pickle.dumps(1)):
+    with pytest.raises(child.ChildFailed, match="crashed"):
+      child._opened(answer)

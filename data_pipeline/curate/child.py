@@ -133,7 +133,13 @@ def _opened(answer: bytes) -> Any:
   """The result in an answer: one letter of its kind, and a pickle."""
   if not answer:
     raise ChildFailed("crashed", "the keeper was killed")
-  kind, content = answer[:1], _Answers(io.BytesIO(answer[1:])).load()
+  kind = answer[:1]
+  try:
+    content = _Answers(io.BytesIO(answer[1:])).load()
+  except ChildFailed:
+    raise
+  except Exception as error:
+    raise ChildFailed("crashed", f"its answer cannot be read ({error!r})") from error
   if kind == b"R":
     return content
-  raise content
+  raise content if isinstance(content, Exception) else ChildFailed("crashed", "its answer is odd")

@@ -26,7 +26,7 @@ from sora_jax.parallel.rules import over_context
 from sora_jax.train.dit_loss import make_dit_loss, merge_by_time
 from sora_jax.train.flops import count_packed
 from sora_jax.train.loop import Hook
-from sora_jax.train.session import Task
+from sora_jax.train.task import Task
 
 # Of `config.model`, what `DiT` is built with as it stands.
 DIT_SETTINGS = (

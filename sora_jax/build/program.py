@@ -17,8 +17,9 @@ from sora_jax.plan.compile import Program
 from sora_jax.plan.estimate import Attention
 from sora_jax.plan.kernels import computed_pairs
 from sora_jax.train.flops import dit_forward_flops
-from sora_jax.train.session import Task, jit_step
+from sora_jax.train.session import jit_step
 from sora_jax.train.state import abstract_state
+from sora_jax.train.task import Task
 
 FILL = 0.95  # of a row's slots: rows of few long clips; of many short ones packing reaches 99 %
 NEEDS_DEVICE = {"tokamax": "triton"}  # kernels that ask the device while they are lowered

@@ -4,8 +4,8 @@ from data_pipeline.errors import BadInput
 from sora_jax.parallel.mesh import make_mesh, mesh_ranks
 from sora_jax.train.accumulate import make_gradient
 from sora_jax.train.optim import make_optimizer, make_schedule
-from sora_jax.train.session import Schedule, Waits
 from sora_jax.train.spikes import SpikeSettings
+from sora_jax.train.task import Schedule, Waits
 
 MAY_BE_OFF = ("evaluate_steps", "replica_check_steps")  # by 0
 

@@ -18,7 +18,7 @@ from sora_jax.parallel.mesh import host_share
 from sora_jax.parallel.place import make_put
 from sora_jax.train.flops import count_clips, forward_flops
 from sora_jax.train.loop import Hook
-from sora_jax.train.session import Task
+from sora_jax.train.task import Task
 from sora_jax.train.vae_loss import make_vae_loss, merge_vae_metrics
 
 

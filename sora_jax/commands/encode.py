@@ -14,6 +14,7 @@ from sora_jax.models.frozen_vae import FrozenVAE, load_frozen_vae
 from sora_jax.models.text.encoder import TextEncoder
 from sora_jax.models.text.registry import load_text_encoder
 from sora_jax.parallel import hosts
+from sora_jax.train.stop import leaving_at_sigterm
 from sora_jax.train.workdir import open_workdir
 
 DOES = "Encodes clip records with a trained VAE and a text encoder. A killed job is continued."
@@ -99,7 +100,13 @@ def add_options(p) -> None:
 
 
 def run(args) -> dict | None:
-  hosts.initialize()
+  with leaving_at_sigterm("encode"), hosts.naming_lost_peers():
+    hosts.initialize()
+    done = encode(args)
+  return done if hosts.is_first() else None
+
+
+def encode(args) -> dict:
   if args.rows < 1 or args.patch_side < 1 or args.captions < 0 or args.shard_bytes < 1:
     raise BadInput(
       f"encode: --rows={args.rows}, --patch-side={args.patch_side}, "
@@ -123,8 +130,7 @@ def run(args) -> dict | None:
     start_over=args.start_over,
   )
   dataset = job.run()
-  done = job.report | {"out": str(args.out), "fingerprint": dataset.fingerprint}
-  return done if hosts.is_first() else None
+  return job.report | {"out": str(args.out), "fingerprint": dataset.fingerprint}
 
 
 def load_encoders(names: str, folder: str | None) -> list[TextEncoder]:

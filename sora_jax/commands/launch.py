@@ -121,6 +121,7 @@ def add_slurm(p: Parser) -> None:
   p.add_argument("--nodes", type=int, required=True)
   p.add_argument("--gpus", type=int, default=0, help="a node (default 0: CPUs)")
   p.add_argument("--processes", type=int, default=1, help="a node (default 1, with all its GPUs)")
+  p.add_argument("--cpus", type=int, default=0, help="cores a process (default: Slurm's own)")
   p.add_argument("--name", default="sora", help="of the job (default sora)")
   p.add_argument("--time", default="", help="limit, as 24:00:00 (default: the partition's)")
   p.add_argument("--partition", default="")
@@ -129,8 +130,9 @@ def add_slurm(p: Parser) -> None:
     "--sbatch", action="append", default=[], metavar="OPTION", help="a further one, as --qos=high"
   )
   p.add_argument(
-    "--grace", type=int, default=120, help="seconds before the limit to save in (default 120)"
-  )
+    "--grace", type=int, default=300,
+    help="seconds before the limit to save in: two steps, an evaluation and a save (default 300)",
+  )  # fmt: skip
   add_max_restarts(p, 10, "after failures in a row")
   p.add_argument("--setup", default="", help="shell line before, as 'source .venv/bin/activate'")
   p.add_argument("--output", default="sora-%j.log", help="of all tasks (default sora-%%j.log)")
@@ -142,8 +144,8 @@ def run_slurm(args, command: list[str]) -> dict:
   named = {name: getattr(args, name) for name in ("time", "partition", "account")}
   options = [f"--{name}={value}" for name, value in named.items() if value]
   job = slurm.Job(
-    args.name, args.nodes, args.gpus, args.processes, [*options, *args.sbatch], args.grace,
-    args.max_restarts, args.setup, args.output,
+    args.name, args.nodes, args.gpus, args.processes, args.cpus, [*options, *args.sbatch],
+    args.grace, args.max_restarts, args.setup, args.output,
   )  # fmt: skip
   script = Path(args.script)
   script.write_text(slurm.write_script(job, ["python", "-m", "sora_jax", *command]))

@@ -3,10 +3,9 @@
 import itertools
 import json
 import shutil
-import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +40,10 @@ from sora_jax.parallel.broadcast import slice_count
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.hashes import tree_sha256
 from sora_jax.train.ranges import check_ranges
-from sora_jax.train.session import Schedule, check_workdir, lock, tell, train
-from sora_jax.train.stop import Preempted
+from sora_jax.train.run_folder import check_workdir, lock, tell
+from sora_jax.train.session import train
+from sora_jax.train.stop import leaving_at_sigterm
+from sora_jax.train.task import Schedule
 from sora_jax.train.weights import check_origin
 from sora_jax.train.workdir import Mirror, checkpoints_of, open_workdir, url_of
 
@@ -77,7 +78,7 @@ def parser():
 def run(args) -> dict | None:
   wait = args.config.wait
   check_ranges(json.loads(args.config.to_json()))
-  with leaving_at_sigterm():
+  with leaving_at_sigterm("train"):
     hosts.initialize(
       args.coordinator,
       args.processes,
@@ -89,22 +90,6 @@ def run(args) -> dict | None:
     with hosts.naming_lost_peers():
       done = run_training(args.config, workdir)
   return done if hosts.is_first() else None
-
-
-@contextmanager
-def leaving_at_sigterm() -> Iterator[None]:
-  """Before and after the loop, which saves first, SIGTERM ends the command where it stands."""
-
-  def leave(*_):
-    raise Preempted(
-      "train: stopped by SIGTERM outside the steps, nothing is lost. The same command resumes."
-    )
-
-  found = signal.signal(signal.SIGTERM, leave)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, found)
 
 
 def run_training(config, workdir: Path) -> dict:

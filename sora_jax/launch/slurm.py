@@ -13,9 +13,10 @@ class Job(NamedTuple):
   """Attributes:
   name: of the job.
   nodes, gpus, processes: how many nodes; GPUs and processes a node (no GPUs: 0).
+  cpus: CPU cores a process; 0 leaves it to Slurm.
   options: further ones of sbatch, as "--partition=gpu".
   grace: seconds before its time limit in which the job saves.
-  max_restarts: after failures in a row.
+  max_restarts: after failures in a row; half an hour of running begins anew.
   setup: shell line before the command, as "source .venv/bin/activate".
   output: of all tasks, appended to over restarts.
   """
@@ -24,6 +25,7 @@ class Job(NamedTuple):
   nodes: int
   gpus: int
   processes: int
+  cpus: int
   options: Sequence[str]
   grace: int
   max_restarts: int
@@ -34,20 +36,34 @@ class Job(NamedTuple):
 SCRIPT = """#!/bin/bash
 {head}
 # Written by `sora launch slurm`. Exit 42 is "saved, start me again", 2 "mend the command".
+{{ {setup}
+}} || {{ echo "launch: --setup failed (exit 2)" >&2; exit 2; }}
 set -u
-{setup}
 {devices}
+# srun has not taken this over from sbatch since Slurm 22.05.
+[ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+# Ten seconds before the limit at the latest, saved or not: what a limit ends is not requeued.
+if [ -n "${{SLURM_JOB_END_TIME:-}}" ]; then
+  ( sleep $((SLURM_JOB_END_TIME - $(date +%s) - 10)) &&
+    echo "launch: not saved before the limit, requeues job $SLURM_JOB_ID" >&2 &&
+    scontrol requeue "$SLURM_JOB_ID" ) &
+  trap "kill $! 2>/dev/null" EXIT
+fi
 # One task that is lost ends the step after a while; those that save are not ended meanwhile.
 srun --kill-on-bad-exit=0 --wait=120 --unbuffered {command}
 code=$?
 failures=.sora-failures-$SLURM_JOB_ID
 count=$(cat "$failures" 2>/dev/null || echo 0)
+[ "$SECONDS" -lt 1800 ] || count=0  # it ran long: patience begins anew
 case $code in
   0) rm -f "$failures"; exit 0 ;;
   2) echo "launch: bad input (exit 2), job $SLURM_JOB_ID ends" >&2; exit 2 ;;
   42) rm -f "$failures"; echo "launch: saved (exit 42), requeues job $SLURM_JOB_ID" >&2 ;;
   *)
     count=$((count + 1)); echo "$count" > "$failures"
+    if [ "$(cat "$failures")" != "$count" ]; then
+      echo "launch: exit $code, $failures cannot be written, job $SLURM_JOB_ID ends" >&2; exit $code
+    fi
     if [ "$count" -gt {max_restarts} ]; then
       echo "launch: exit $code, failure $count in a row, job $SLURM_JOB_ID ends" >&2
       rm -f "$failures"; exit $code
@@ -75,6 +91,7 @@ def write_script(job: Job, words: Sequence[str]) -> str:
     f"--nodes={job.nodes}",
     f"--ntasks-per-node={job.processes}",
     *([f"--gpus-per-node={job.gpus}"] if job.gpus else []),
+    *([f"--cpus-per-task={job.cpus}"] if job.cpus else []),
     "--requeue",
     "--open-mode=append",
     f"--signal=TERM@{job.grace}",  # to the tasks, which save and end with 42

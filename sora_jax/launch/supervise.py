@@ -12,6 +12,7 @@ from sora_jax.parallel import heartbeat
 BAD_INPUT, PREEMPTED = 2, 42
 SETTLE = 5.0  # seconds in which the others end by themselves after one did
 POLL = 0.1
+_KILLS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 LONG = 300.0  # a gang that ran so long was no failed start: patience begins anew
 
 
@@ -122,7 +123,7 @@ def _watch(gang: Gang, settings: Supervision, asked: "_Asked") -> Ended:
     ends = {i: code for i, code in enumerate(codes) if code is not None}
     bad = {i: code for i, code in ends.items() if code}
     if bad and not first_end:
-      first_end, lost = now, list(bad)
+      first_end, lost = now, find_lost(bad)
       why = why or "; ".join(describe_end(i, code) for i, code in bad.items())
     elif ends and not first_end:
       first_end = now
@@ -143,6 +144,16 @@ def _watch(gang: Gang, settings: Supervision, asked: "_Asked") -> Ended:
       gang.kill()
       return Ended([code or 0 for code in gang.codes()], lost, why)
     time.sleep(POLL)
+
+
+def find_lost(bad: dict[int, int]) -> list[int]:
+  """Who was lost of those that ended badly: not who ended because another one was gone.
+
+  Args:
+    bad: exit codes by number, those seen first.
+  """
+  killed = [i for i, code in bad.items() if -code in _KILLS]
+  return killed or list(bad)[:1]
 
 
 def describe_end(number: int, code: int) -> str:

@@ -11,7 +11,9 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +33,12 @@ from sora_jax.train.stop import DiskFull
 
 ITEMS = ("state", "cursor", "meta")
 STORED = ("step", "params", "ema", "opt")  # of a state, what every run has
+# In TensorStore's errors, which have no errno: no rights, room or handles, or no answer.
+AWAY = (
+  "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
+  "ABORTED", "CANCELLED", "Too many open files", "timed out", "Timeout",
+)  # fmt: skip
+LAG = 120.0  # seconds until a shared file system shows to all what one has written
 SPARE = 1.1  # free space asked for, in sizes of the state: the index and a little room
 
 
@@ -66,13 +74,13 @@ def _muted_readers():
 
 
 def _is_damage(error: Exception) -> bool:
-  """Whether a damaged file may have raised it; not a slip in code, nor rights, room or handles."""
+  """Whether a damaged file may have raised it; not a slip in code, nor a store that is away."""
+  if isinstance(error, OSError):  # a disk or a store that does not answer has damaged nothing
+    return isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
   # Orbax raises a bare `Exception` for an array that tensorstore cannot read.
-  if not isinstance(error, (ValueError, KeyError, OSError)) and type(error) is not Exception:
+  if not isinstance(error, (ValueError, KeyError)) and type(error) is not Exception:
     return False
-  codes = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE, errno.ENFILE)
-  words = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")  # tensorstore's errors have no errno
-  return getattr(error, "errno", None) not in codes and not any(w in str(error) for w in words)
+  return not any(word in str(error) for word in AWAY)
 
 
 def _on_first(leaf: jax.ShapeDtypeStruct, *, slices: int) -> jax.ShapeDtypeStruct:
@@ -126,6 +134,39 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     """The last step that was saved whole, not one that a kill cut off; None if there is none."""
     return self._manager.latest_step()
+
+  def newest(self) -> int | None:
+    """The last step that was saved whole, as process 0 sees it; the others wait to see it, too.
+
+    Raises:
+      LostPeer: one does not see it: the folder is another one, or its file system lags.
+    """
+    step = hosts.share("newest", self.latest_step(), seconds=self._seconds)[0]
+    end = time.monotonic() + min(self._seconds, LAG)
+    while step is not None and step not in self._manager.all_steps() and time.monotonic() < end:
+      time.sleep(1.0)
+      self._manager.reload()
+    sees = hosts.share("sees", step is None or step in self.all_steps(), seconds=self._seconds)
+    if not all(sees):
+      blind = hosts.name_processes(i for i, sees_it in enumerate(sees) if not sees_it)
+      raise hosts.LostPeer(f"checkpoint: {blind} does not see step {step} in {self._folder}.")
+    return step
+
+  def agree(self, name: str, work: Callable[[], Any]) -> Any:
+    """What `work` returns in this process.
+
+    Raises:
+      Damaged: it did here, or in another process.
+    """
+    found, damage = None, None
+    try:
+      found = work()
+    except Damaged as error:
+      damage = error
+    said = hosts.share(name, str(damage or ""), seconds=self._seconds)
+    if any(said):
+      raise damage or Damaged(next(filter(None, said)))
+    return found
 
   def all_steps(self) -> list[int]:
     """Steps that were saved whole, ascending."""
@@ -198,21 +239,13 @@ class Checkpoints:
       Damaged: it cannot be read, by this process or by another one.
       BadInput: it is of another model or optimiser.
     """
-    progress, run = self.describe(step)
+    progress, run = self.agree("describe", lambda: self.describe(step))
     self._check_shapes(step, abstract)
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh if slices > 1 else None
     once = mesh is not None and can_broadcast(mesh, slices)
-    state, damage = None, None
-    try:
-      if not once:
-        state = self._restore_state(step, abstract)
-      elif mesh and is_in_first(mesh, slices):
-        state = self._restore_state(step, jax.tree.map(partial(_on_first, slices=slices), abstract))
-    except Damaged as error:
-      damage = error
-    said = hosts.share("restore", str(damage or ""), seconds=self._seconds)
-    if any(said):
-      raise damage or Damaged(next(filter(None, said)))
+    asked = jax.tree.map(partial(_on_first, slices=slices), abstract) if once else abstract
+    reads = not once or (mesh and is_in_first(mesh, slices))
+    state = self.agree("restore", lambda: self._restore_state(step, asked) if reads else None)
     if once:
       values = jax.tree.leaves(state) if state else [None] * len(jax.tree.leaves(abstract))
       leaves, tree = jax.tree.flatten(abstract)

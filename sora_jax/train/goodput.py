@@ -13,6 +13,7 @@ _SPENT = {
   "compile": "compile",
   "evaluate": "evaluate",
   "save": "checkpoint",
+  "save_checks": "checkpoint",
   "save_wait": "checkpoint",
 }
 _CLEAN = ("done", "Preempted")  # reasons of a stop that nothing had gone wrong before

@@ -104,7 +104,12 @@ def fit(
     meter.add(fed.counts)
     with meter:
       watch(n)
-    values = {}
+    values, rates = {}, {}
+    if logging or leaving:
+      rates = meter.read()
+      spent = rates.pop("seconds")
+      waited = round(spent * rates["data_wait_fraction"], 3)
+      events("steps", step=n, seconds=round(spent, 3), waited=waited)
     if saving or logging:
       values = check_finite(read_values(late), first=looked + 1, last=n, saved=saved)
       looked = n
@@ -115,11 +120,6 @@ def fit(
       for hook in due:
         at("evaluate", n)
         values |= _evaluate(hook, n, state, events)
-    if logging or leaving:
-      rates = meter.read()
-      spent = rates.pop("seconds")
-      waited = round(spent * rates["data_wait_fraction"], 3)
-      events("steps", step=n, seconds=round(spent, 3), waited=waited)
     if logging:
       counters = {"tokens_seen": fed.progress.tokens_seen, "clips_seen": fed.progress.clips_seen}
       late_hosts = summarise_hosts(hosts(rates.pop("host_seconds")), rates["step_seconds"])

@@ -1,107 +1,34 @@
 """One training session: restores or starts, trains, saves; what it trains is a `Task`."""
 
 import contextlib
-import fcntl
-import json
 import os
-import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from data_pipeline.errors import BadInput
-from data_pipeline.tokens import Totals
 from sora_jax.parallel import hosts
 from sora_jax.parallel.peaks import peak_flops
 from sora_jax.parallel.place import make_put
-from sora_jax.parallel.rules import Rules
 from sora_jax.train.checkpoint import Checkpoints, Damaged
 from sora_jax.train.events import Events
 from sora_jax.train.loop import Hook, fit
-from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
+from sora_jax.train.metrics import MetricsWriter
 from sora_jax.train.profile import Profiler, keep_program
 from sora_jax.train.replicas import coverage, make_replica_check
 from sora_jax.train.resume import check_config, check_resume, run_facts, warn_inexact
-from sora_jax.train.spikes import Guard, Spike, SpikeSettings
-from sora_jax.train.state import Progress, State, abstract_state, init_state, state_shardings
+from sora_jax.train.run_folder import set_files, tell, warn_changes
+from sora_jax.train.spikes import Guard, Spike
+from sora_jax.train.state import Progress, State, abstract_state
 from sora_jax.train.step import make_step
-from sora_jax.train.stop import Signals, naming_full_disk
+from sora_jax.train.stop import Signals
+from sora_jax.train.task import Schedule, Task
 from sora_jax.train.watchdog import Watchdog
 from sora_jax.train.weights import compare_origin, read_weights, replace_params
 from sora_jax.train.workdir import checkpoints_of
-
-
-class Task(NamedTuple):
-  """What a session trains.
-
-  Attributes:
-    init: makes the parameter tree; traced under jit.
-    gradient: `(params, frozen, batch) -> ((loss, metrics), gradients)`, see `make_gradient`.
-    optimizer, ema_decay, rules: of optax; of the average, 0 for none; sharding of the parameters.
-    more_decays: of further averages.
-    batches: cursor or None (and ranges of steps to jump over beside those of the config) -> endless
-      iterator with `cursor`, `totals` and `fingerprint`.
-    count: totals of a step -> `Counts`.
-    hooks: evaluations.
-    dataset_fingerprint: of the data trained on.
-    frozen: tree that the loss reads and no step changes, such as a perceptual network's weights.
-    rate: steps done -> learning rate, for the log; None leaves it out.
-  """
-
-  init: Callable[[], Any]
-  gradient: Callable
-  optimizer: Any
-  ema_decay: float
-  rules: Rules
-  batches: Callable[..., Any]
-  count: Callable[[Totals], Counts]
-  hooks: Sequence[Hook]
-  dataset_fingerprint: str
-  frozen: Any = {}
-  rate: Callable | None = None
-  more_decays: Sequence[float] = ()
-
-  def init_state(self, params) -> State:
-    """A state at step 0."""
-    return init_state(params, self.optimizer, self.more_decays, ema=self.ema_decay > 0)
-
-  def describe_state(self, mesh) -> tuple[State, State]:
-    """Shapes of a state, and where it lies on a mesh."""
-    shapes = jax.eval_shape(lambda: self.init_state(self.init()))
-    return shapes, state_shardings(shapes, self.rules, mesh)
-
-
-class Waits(NamedTuple):
-  """Seconds after which a run that stands still is ended, by what it is doing."""
-
-  start_seconds: float = 3600
-  step_seconds: float = 900
-  save_seconds: float = 1800
-  evaluate_seconds: float = 3600
-
-  @property
-  def bounds(self) -> dict[str, float]:
-    """By phase, as `Watchdog` knows them."""
-    names = ("start", "step", "save", "evaluate")
-    return dict(zip(names, self, strict=True)) | {"input": self.step_seconds}
-
-
-class Schedule(NamedTuple):
-  """How long, how often, and what is kept; 0 for never."""
-
-  total_steps: int
-  log_steps: int
-  checkpoint_steps: int
-  keep_checkpoints: int
-  keep_period_steps: int
-  replica_check_steps: int = 0
-  profile_first: int = 0
-  profile_steps: int = 0
-  wait: Waits = Waits()
-  spike: SpikeSettings = SpikeSettings()
 
 
 def start_state(task: Task, places: State, init_from: str, init_weights: str) -> State:
@@ -111,48 +38,6 @@ def start_state(task: Task, places: State, init_from: str, init_weights: str) ->
   weights, _ = read_weights(init_from, init_weights)
   params = replace_params(jax.eval_shape(task.init), weights, init_from)
   return jax.jit(task.init_state, out_shardings=places)(params)
-
-
-def check_workdir(workdir: Path, config: dict) -> None:
-  """Refuses a workdir whose checkpoints are of another config, before anything is built.
-
-  Raises:
-    BadInput: a setting changed that may not.
-  """
-  folder = checkpoints_of(workdir)
-  if folder.is_dir():
-    with Checkpoints(folder, read_only=True) as checkpoints:
-      step = checkpoints.latest_step()
-      with contextlib.suppress(Damaged):  # the session puts it aside
-        if step is not None:
-          check_config(checkpoints.describe(step)[1]["config"], config)
-
-
-@contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-  """Keeps other processes from training in `workdir`; ends with the process, however it ends.
-
-  Raises:
-    BadInput: another one is at it.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / "lock").open("a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise BadInput(
-        f"train: --workdir={workdir} is being trained by another process."
-        " Wait for it, or use another --workdir."
-      ) from error
-    yield
-
-
-def keep_config(workdir: Path, config: dict) -> None:
-  """Writes `config.json`, whole at any moment."""
-  partial = workdir / "config.json.partial"
-  with naming_full_disk(partial):
-    partial.write_text(json.dumps(config, indent=1) + "\n")
-  os.replace(partial, workdir / "config.json")
 
 
 def log_rate(step_fn: Callable, rate: Callable | None) -> Callable:
@@ -283,9 +168,11 @@ def attempt(
     session.guard.begin(step, progress.cursor)
 
     def save(n: int, state: State, progress: Progress) -> None:
+      begin = time.perf_counter()
       if session.compare:  # else a damaged state would be what the next session begins with
         session.compare(n, state)
       session.push()  # the lines up to this step, before a checkpoint that follows them
+      session.events("save_checks", step=n, seconds=round(time.perf_counter() - begin, 3))
       session.checkpoints.save(n, state, progress, facts)
 
     with MetricsWriter(session.workdir, total_steps=schedule.total_steps, step=step) as report:
@@ -334,8 +221,10 @@ def reopen(session: Session, skips: list, init_from: str, init_weights: str) -> 
 def open_newest(session: Session, skips: list, init_from: str, init_weights: str) -> Opened:
   """State, progress and data of the newest checkpoint; of a run's beginning where there is none."""
   task, checkpoints, events = session.task, session.checkpoints, session.events
-  step = checkpoints.latest_step()
-  saved, run = (None, {}) if step is None else checkpoints.describe(step)
+  step = checkpoints.newest()
+  saved, run = None, {}
+  if step is not None:
+    saved, run = checkpoints.agree("facts", lambda: checkpoints.describe(step))
   if saved:
     check_config(run["config"], session.config)
   cursor = saved.cursor if saved else None
@@ -381,26 +270,7 @@ def roll_back(session: Session, spike: Spike, times: int) -> None:
   session.events("rollback", step=spike.step, after=spike.after, skip=list(spike.skip))
 
 
-def set_files(workdir: Path, config: dict, step: int) -> None:
-  """Brings the files of a workdir to where a session begins."""
-  keep_config(workdir, config)
-  cut_back(workdir, step)
-
-
 def mesh_peak(mesh) -> float | None:
   """FLOP/s of all devices; None where it is not known."""
   peak = peak_flops(mesh.devices.flat[0].device_kind)
   return peak and peak * mesh.size
-
-
-def tell(line: str) -> None:
-  """Says a line on stderr, once a run."""
-  if hosts.is_first():
-    print(line, file=sys.stderr, flush=True)
-
-
-def warn_changes(warnings: list[str], events) -> None:
-  """Says on stderr, and in the events, what changed since the checkpoint."""
-  for line in warnings:
-    tell(f"train: {line}")
-    events("warning", text=line)

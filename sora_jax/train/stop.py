@@ -46,6 +46,22 @@ class Preempted(Stop):
   exit_code = 42
 
 
+@contextlib.contextmanager
+def leaving_at_sigterm(command: str) -> Iterator[None]:
+  """Outside a loop that saves first, SIGTERM ends a command where it stands: it goes on later."""
+
+  def leave(*_):
+    raise Preempted(
+      f"{command}: stopped by SIGTERM outside the steps, nothing is lost. The same command resumes."
+    )
+
+  found = signal.signal(signal.SIGTERM, leave)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, found)
+
+
 class Signals:
   """Notes SIGTERM and the first Ctrl-C, so that the loop can save between two steps.
 

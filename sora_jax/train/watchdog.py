@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from sora_jax.parallel import heartbeat, hosts
+from sora_jax.train.workdir import send_file, url_of
 
 STACKS = "stacks"  # folder of the workdir
 _ANSWER_SECONDS = 10.0  # that the coordinator has to answer
@@ -99,7 +100,9 @@ class Watchdog:
       with file.open("a") as out:
         out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {place}\n")
         faulthandler.dump_traceback(out, all_threads=True)
-      with_stacks = f" Stacks of all threads: {file}"
+      send_file(self._workdir, file, _ANSWER_SECONDS)
+      place_of_file = f"{url_of(self._workdir) or self._workdir}/{STACKS}/{file.name}"
+      with_stacks = f" Stacks of all threads: {place_of_file}"
     except OSError:
       faulthandler.dump_traceback(sys.stderr, all_threads=True)
     return f"train: nothing moved for {waited:.0f} s ({place}).{self._missing()}{with_stacks}"

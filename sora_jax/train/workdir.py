@@ -5,12 +5,15 @@ Of a URL, the small files (config, metrics, events, frozen parts) have a copy on
 process. Process 0 brings what it changed in the copy back.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -20,7 +23,10 @@ from sora_jax.train.lease import Lease
 from sora_jax.train.object_store import is_url, prepare
 
 INDEX = ".of-url.json"  # in a copy: the URL, and what was last seen there
-KEPT_AWAY = ("checkpoints", "data", "damaged", "lock", INDEX)  # of no copy
+PULL_LOCK = ".pull.lock"
+KEPT_AWAY = ("checkpoints", "data", "damaged", "lock", INDEX, PULL_LOCK)  # of no copy
+TRIES, PAUSE = 4, 2.0  # of a push, and the seconds between the first two
+UNFINISHED = (".pulled", ".partial", ".short")  # files that are renamed when they are whole
 SECONDS = 30.0  # between two looks at what changed
 
 
@@ -46,19 +52,27 @@ def open_workdir(name: str, *, fresh: bool = True) -> Path:
   folder = copy_folder(name)
   folder.mkdir(parents=True, exist_ok=True)
   copy = Copy(name, folder)
-  if fresh and not _is_trained(folder):  # else its files are open, and newer than those there
+  if fresh:
     copy.pull()
   return folder
 
 
 def _is_trained(folder: Path) -> bool:
-  """Whether a process of this machine trains there; see `session.lock`."""
-  with (folder / "lock").open("a") as file:
+  """Whether a process of this machine trains there; see `run_folder.lock`."""
+  with (folder / "lock").open("a+") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
       return True
   return False
+
+
+@contextlib.contextmanager
+def _pulling(folder: Path) -> Iterator[None]:
+  """One process of this machine at a time."""
+  with (folder / PULL_LOCK).open("a+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def url_of(workdir: Path) -> str:
@@ -75,6 +89,20 @@ def checkpoints_of(workdir) -> epath.Path:
   return epath.Path(workdir) / "checkpoints"
 
 
+def send_file(workdir: Path, file: Path, seconds: float) -> None:
+  """Brings one file of a copy to its URL, from any process; gives up after `seconds`."""
+
+  def send() -> None:
+    with contextlib.suppress(Exception):  # the process ends in any case
+      store, root = fsspec.core.url_to_fs(url)
+      store.put_file(str(file), f"{root}/{file.relative_to(workdir).as_posix()}")
+
+  if url := url_of(workdir):
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    sender.join(seconds)
+
+
 class Copy:
   """The small files of a URL in a folder of this machine.
 
@@ -85,45 +113,58 @@ class Copy:
 
   def __init__(self, url: str, folder: Path):
     self._fs, self._root = fsspec.core.url_to_fs(url.rstrip("/"))
-    self._folder, self._lock = folder, threading.Lock()
-    path = folder / INDEX
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    # Of each file: what the store said of it, and size and time of the copy, when both were alike.
-    self._index = {"url": url.rstrip("/"), "files": {}} | known
-    if not known:
-      self._keep_index()
+    self._url, self._folder, self._lock = url.rstrip("/"), folder, threading.Lock()
+    with _pulling(folder):
+      if not self._read_index():
+        self._keep_index()
 
-  def pull(self) -> None:
-    """Brings what changed at the URL; files of the copy that changed here only stay."""
-    with self._lock:
+  def pull(self, *, trains: bool = False) -> None:
+    """Brings what changed at the URL; files of the copy that changed here only stay.
+
+    While a process of this machine trains there, nothing is pulled: it has the files open, and they
+    are newer than those at the URL. `trains`: this one does.
+    """
+    with self._lock, _pulling(self._folder):
+      if not trains and _is_trained(self._folder):
+        return
+      self._read_index()
       for name, mark in self._remote().items():
-        target, seen = self._folder / name, self._index["files"].get(name, {})
+        target, seen = self._folder / name, self._files.get(name, {})
         if seen.get("there") == mark and target.is_file():
           continue
         partial = target.with_name(f"{target.name}.pulled")
         target.parent.mkdir(parents=True, exist_ok=True)
         self._fs.get_file(f"{self._root}/{name}", str(partial))
         partial.replace(target)
-        self._index["files"][name] = {"there": mark, "here": _here(target)}
+        self._files[name] = {"there": mark, "here": _here(target)}
       self._keep_index()
 
   def push(self) -> list[str]:
-    """Brings what changed in the copy to the URL, whole files each; returns their names."""
+    """Brings what changed in the copy to the URL, whole files each; returns their names.
+
+    What was at both, and is gone here (a VAE that another one replaced), is removed there.
+    """
     with self._lock:
       changed = []
       for path in sorted(p for p in self._folder.rglob("*") if p.is_file()):
-        name, here = path.relative_to(self._folder).as_posix(), _here(path)
+        name = path.relative_to(self._folder).as_posix()
         parts = name.split("/")
-        unfinished = any(part.endswith((".pulled", ".partial")) for part in parts)
-        known = self._index["files"].get(name, {}).get("here") == here
-        if not (known or unfinished or parts[0] in KEPT_AWAY):
+        if parts[0] in KEPT_AWAY or any(part.endswith(UNFINISHED) for part in parts):
+          continue
+        here = _here(path)
+        if self._files.get(name, {}).get("here") != here:
           self._fs.put_file(str(path), f"{self._root}/{name}")
           changed.append(name)
-          self._index["files"][name] = {"here": here}
+          self._files[name] = {"here": here}
+      for name in [name for name in self._files if not (self._folder / name).exists()]:
+        with contextlib.suppress(FileNotFoundError):
+          self._fs.rm_file(f"{self._root}/{name}")
+        del self._files[name]
+        changed.append(name)
       if changed:
         there = self._remote()
-        for name in changed:
-          self._index["files"][name]["there"] = there.get(name)
+        for name in set(changed) & self._files.keys():
+          self._files[name]["there"] = there.get(name)
         self._keep_index()
       return changed
 
@@ -148,9 +189,17 @@ class Copy:
           found[name] = f"{entry['size']} {mark}"
     return found
 
+  def _read_index(self) -> bool:
+    """Of each file: what the store said, and size and time of the copy, when both were alike."""
+    path = self._folder / INDEX
+    self._files: dict[str, dict] = {}
+    if path.is_file():
+      self._files = json.loads(path.read_text(encoding="utf-8"))["files"]
+    return path.is_file()
+
   def _keep_index(self) -> None:
     partial = self._folder / f"{INDEX}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(self._index), encoding="utf-8")
+    partial.write_text(json.dumps({"url": self._url, "files": self._files}), encoding="utf-8")
     partial.replace(self._folder / INDEX)
 
 
@@ -181,28 +230,42 @@ class Mirror:
   def __init__(self, workdir: Path):
     url = url_of(workdir)
     self._copy = Copy(url, workdir) if url else None
-    self._lease = Lease(url) if url else None
+    self._lease = Lease(url, workdir) if url else None
     self._done = threading.Event()
     self._thread = threading.Thread(target=self._keep, name="mirror", daemon=True)
 
   def push(self) -> None:
-    """Brings what changed to the URL. Raises what the store raises."""
-    if self._copy:
-      self._copy.push()
+    """Brings what changed to the URL, in several tries.
+
+    Raises:
+      LostLease: another machine may train there.
+      whatever the store raises in the last of the tries.
+    """
+    if not (self._copy and self._lease):
+      return
+    self._lease.check()
+    for left in reversed(range(TRIES)):
+      try:
+        self._copy.push()
+        return
+      except Exception as error:
+        if not left:
+          raise
+        print(f"train: {type(error).__name__} at the workdir's URL: {error}", file=sys.stderr)
+        time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
 
   def _keep(self) -> None:
-    assert self._lease
+    assert self._copy
     while not self._done.wait(SECONDS):
       try:
-        self._lease.renew()
-        self.push()
+        self._copy.push()
       except Exception as error:  # a store that is away for a while does not end a run
         print(f"train: {type(error).__name__} at the workdir's URL: {error}", file=sys.stderr)
 
   def __enter__(self) -> "Mirror":
     if self._lease and self._copy:
       self._lease.take()
-      self._copy.pull()
+      self._copy.pull(trains=True)
       self._thread.start()
     return self
 

@@ -15,8 +15,8 @@ from sora_jax.build.run import build_gradient, build_optimizer, build_schedule
 from sora_jax.build.vae import clip_cost, vae_task
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_text_encoder
-from sora_jax.train.session import Schedule, Waits
 from sora_jax.train.spikes import SpikeSettings
+from sora_jax.train.task import Schedule, Waits
 
 
 @pytest.mark.parametrize("patch", [(2,), (1, 2), (1, 2, 2, 2), (0, 2, 2), (1, -2, 2)])

@@ -22,7 +22,7 @@ from sora_jax.generate import encode
 from sora_jax.models.frozen_vae import FrozenVAE, latent_statistics, load_frozen_vae
 from sora_jax.models.text.registry import load_frozen_text_encoder, load_text_encoder
 from sora_jax.models.vae import make_codec
-from sora_jax.train.session import lock
+from sora_jax.train.run_folder import lock
 
 CODEC = dict(
   name="vae", widths=[8], blocks=[1], strides=[[4, 8]], taps=2, latent_channels=3, dtype="float32"

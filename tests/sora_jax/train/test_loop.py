@@ -203,8 +203,8 @@ def test_compiling_and_evaluating_are_on_the_books():
   run, events = Run(), []
   hooks = [Hook("e", 5, run.evaluate)]
   run.fit(5, hooks=hooks, events=lambda event, **facts: events.append((event, facts)))
-  names = [event for event, _ in events]
-  assert [name for name in names if name != "steps"] == ["compile", "first_step", "evaluate"]
+  names = [event for event, _ in events if event != "steps"]
+  assert names == ["begin", "compile", "first_step", "evaluate"]
   found = dict(events)
   assert found["compile"]["step"] == 1 and found["evaluate"]["hook"] == "e"
   assert found["first_step"]["seconds"] > 0 and found["steps"]["step"] == 5

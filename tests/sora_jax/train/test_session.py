@@ -15,7 +15,9 @@ from sora_jax.parallel.rules import REPLICATED
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.metrics import Counts, read_metrics
 from sora_jax.train.optim import make_schedule
-from sora_jax.train.session import Schedule, Task, check_workdir, train
+from sora_jax.train.run_folder import check_workdir
+from sora_jax.train.session import train
+from sora_jax.train.task import Schedule, Task
 from sora_jax.train.weights import check_origin, compare_origin, read_weights
 
 STEPS, EVERY = 4, 2

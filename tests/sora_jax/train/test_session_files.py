@@ -11,14 +11,15 @@ import pytest
 from data_pipeline.errors import BadInput
 from sora_jax.train.events import Events
 from sora_jax.train.metrics import MetricsWriter
-from sora_jax.train.session import keep_config, lock, log_rate
+from sora_jax.train.run_folder import keep_config, lock
+from sora_jax.train.session import log_rate
 from sora_jax.train.state import State
 from sora_jax.train.stop import DiskFull
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from sora_jax.train.session import lock
+from sora_jax.train.run_folder import lock
 with lock(Path(sys.argv[1])):
   print("held", flush=True)
   time.sleep(60)

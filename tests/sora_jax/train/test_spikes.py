@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sora_jax.train.session import Schedule, roll_back
+from sora_jax.train.session import roll_back
 from sora_jax.train.spikes import Guard, Spike, SpikeSettings, position
+from sora_jax.train.task import Schedule
 
 
 def cursor(step, skipped=()):

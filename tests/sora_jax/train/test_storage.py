@@ -14,7 +14,7 @@ from sora_jax.parallel.heartbeat import free_port
 from sora_jax.train import lease
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.hashes import state_hashes
-from sora_jax.train.lease import Lease
+from sora_jax.train.lease import Lease, LostLease
 from sora_jax.train.object_store import prepare, s3_kvstore
 from sora_jax.train.state import Progress, abstract_state, init_state
 from sora_jax.train.workdir import Mirror, checkpoints_of, copy_folder, open_workdir, url_of
@@ -54,6 +54,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: name)
 
   become("one")
+  monkeypatch.setattr(lease, "LOOK", 0.02)
   return become
 
 
@@ -101,7 +102,7 @@ def test_a_copy_follows_its_url_from_machine_to_machine(url, machine):
   assert url_of(copy_folder(url)) == ""
   with Mirror(two := open_workdir(f"{url}/", fresh=False)) as mirror:
     names = sorted(str(p.relative_to(two)) for p in two.rglob("*") if p.is_file())
-    assert names == [".of-url.json", "events.jsonl", "frozen/vae/config.json"]
+    assert names == [".of-url.json", ".pull.lock", "events.jsonl", "frozen/vae/config.json"]
     assert mirror._copy and mirror._copy.push() == []
     with (two / "events.jsonl").open("a") as file:
       file.write("second\n")
@@ -120,14 +121,13 @@ def test_what_this_machine_has_not_brought_back_yet_stays(url, machine):
     assert mirror._copy and mirror._copy.push() == ["metrics.jsonl"]
 
 
-def test_one_machine_at_a_time(url, machine, monkeypatch):
-  monkeypatch.setattr(lease, "LOOK", 0.05)
-  first = Lease(url)
+def test_one_machine_at_a_time(url, machine, tmp_path, monkeypatch):
+  first = Lease(url, tmp_path / "copy")
   first.take()
-  Lease(url).take()  # the same machine: its lock says that nobody else is at it
-  first.renew()
+  Lease(url, tmp_path / "copy").take()  # the same lock on the same machine: nobody else is at it
+  first._write()
   machine("two")
-  other, reads = Lease(url), iter(range(10))
+  other, reads = Lease(url, tmp_path / "copy"), iter(range(10))
   honest = Lease._read
 
   def read(self):
@@ -139,10 +139,50 @@ def test_one_machine_at_a_time(url, machine, monkeypatch):
   with pytest.raises(BadInput, match="is being trained by one. Wait for it"):
     other.take()
   monkeypatch.setattr(Lease, "_read", honest)
-  monkeypatch.setattr(lease, "SECONDS", 0.3)  # the first one was killed
+  monkeypatch.setattr(lease, "SECONDS", 0.3)  # the first one was killed, or was away for so long
   other.take()
+  first.renew()  # does not take it back
+  with pytest.raises(LostLease, match="or one trains there now"):
+    first.check()
+  first.release()
+  assert json.loads(epath.Path(f"{url}/lock").read_text())["host"] == "two"
   other.release()
   assert not epath.Path(f"{url}/lock").exists()
+
+
+def test_a_lease_that_could_not_be_renewed_is_lost(url, machine, tmp_path, monkeypatch):
+  held = Lease(url, tmp_path)
+  held.take()
+  held.check()
+  monkeypatch.setattr(lease, "SECONDS", 0.0)
+  with pytest.raises(LostLease, match="could not be kept from other machines for 0 s"):
+    held.check()
+  held.release()
+
+
+def test_what_was_replaced_here_is_gone_there(url, machine):
+  with Mirror(folder := open_workdir(url, fresh=False)) as mirror:
+    for name in ("old", "both"):
+      (folder / name).write_text(name)
+    mirror.push()
+    (folder / "old").unlink()
+  assert epath.Path(f"{url}/both").exists() and not epath.Path(f"{url}/old").exists()
+
+
+def test_a_store_that_fails_once_does_not_end_a_run(url, machine, monkeypatch):
+  monkeypatch.setattr("sora_jax.train.workdir.PAUSE", 0.0)
+  with Mirror(folder := open_workdir(url, fresh=False)) as mirror:
+    (folder / "a").write_text("a")
+    fails, honest = iter([True, True, False, False, False]), mirror._copy._fs.put_file
+
+    def put_file(*words):
+      if next(fails):
+        raise ConnectionError("away")
+      honest(*words)
+
+    monkeypatch.setattr(mirror._copy._fs, "put_file", put_file)
+    mirror.push()
+  assert epath.Path(f"{url}/a").read_text() == "a"
 
 
 @pytest.mark.parametrize(
