@@ -69,13 +69,16 @@ def missing() -> str:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[dict[str, str]]:
+def cluster() -> Iterator[dict[str, str]]:
   """Two nodes, n1 and n2, on this machine; yields the environment in which sbatch finds them.
+
+  Its folder is in /tmp, for the sockets in it have names of at most 108 bytes, and stays when the
+  run fails.
 
   Raises:
     TimeoutError: a node did not come up.
   """
-  folder.mkdir(parents=True)
+  folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
   folder.chmod(0o755)
   host = os.uname().nodename.partition(".")[0]
   ports = [free_port() for _ in range(3)]
@@ -113,7 +116,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     wait_until(idle, f"nodes of {folder}", 60)
     yield environment
   finally:
-    subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True)
+    empty(environment)
     for daemon in reversed(daemons):
       daemon.terminate()
     for daemon in daemons:
@@ -122,6 +125,15 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
       except subprocess.TimeoutExpired:
         os.killpg(daemon.pid, signal.SIGKILL)
         daemon.wait()
+  shutil.rmtree(folder, ignore_errors=True)  # where nothing failed
+
+
+def empty(environment: dict[str, str]) -> None:
+  """Cancels all jobs, and waits for their processes to be gone."""
+  ask(["scancel", "--signal=KILL", "--full", "--user=root"], environment)
+  ask(["scancel", "--user=root"], environment)
+  with contextlib.suppress(TimeoutError):
+    wait_until(lambda: not ask(["squeue", "--noheader"], environment).strip(), "an end", 30)
 
 
 def ask(words: Sequence[str], environment: dict[str, str]) -> str:
@@ -175,6 +187,10 @@ class Job:
     words = ["squeue", "--noheader", f"--jobs={self.number}", "--format=%A"]
     return bool(ask(words, self._environment).strip())
 
+  def is_held(self) -> bool:
+    words = ["squeue", "--noheader", f"--jobs={self.number}", "--format=%r"]
+    return "held" in ask(words, self._environment)
+
   def wait_for(self, done: Callable[[], bool], what: str) -> None:
     """Raises TimeoutError when nothing happens for too long, RuntimeError when the job is gone."""
     moved, before = time.monotonic(), None
@@ -184,6 +200,8 @@ class Job:
         before, moved = now, time.monotonic()
       if time.monotonic() - moved > MOST_SECONDS:
         raise TimeoutError(f"slurm: nothing happened for {MOST_SECONDS:g} s, waiting for {what}")
+      if self.is_held():
+        raise RuntimeError(f"slurm: job {self.number} could not be started, see {self.log.parent}")
       if not self.is_there() and not done():
         raise RuntimeError(f"slurm: the job ended before {what}:\n{self.text()}")
       time.sleep(0.2)
@@ -229,7 +247,7 @@ def run(folder: Path, *, time_limit: bool) -> str:
     [sys.executable, "-m", "sora_jax", *words], env=environment, check=True, capture_output=True
   )
   words = command(workdir, steps, str(calm / "data" / "latents"), 600.0)
-  with cluster(folder / "slurm") as environment:
+  with cluster() as environment:
     job = Job(folder, workdir, words, environment, ["--max-restarts=3"])
     job.disturb(6, job.ask_to_leave)
     job.disturb(12, job.kill_a_task)

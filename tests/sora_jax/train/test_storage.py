@@ -1,5 +1,6 @@
 """Runs at gs:// and s3://, against servers of this machine that speak their protocols."""
 
+import contextlib
 import json
 import socket
 
@@ -24,10 +25,23 @@ from sora_jax.train.workdir import Mirror, checkpoints_of, copy_folder, open_wor
 def gs():
   """A server of Google's protocol with a bucket; the URL of a folder there."""
   make = pytest.importorskip("gcp_storage_emulator.server").create_server
+  from gcp_storage_emulator.exceptions import NotFound
+  from gcp_storage_emulator.handlers import objects
+
+  honest = objects.download
+
+  def download(request, response, storage, *words, **named):
+    """With the generation, which Google sends and TensorStore asks for when two write at once."""
+    honest(request, response, storage, *words, **named)
+    with contextlib.suppress(NotFound):
+      found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+      response["x-goog-generation"] = found["generation"]
+
   port = free_port()
   server = make("localhost", port, in_memory=True, default_bucket="bucket")
   server.start()
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(objects, "download", download)
     for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
       patch.setenv(name, f"http://localhost:{port}")
     patch.setenv("GOOGLE_CLOUD_PROJECT", "project")
