@@ -43,6 +43,7 @@ JobAcctGatherType=jobacct_gather/none
 SchedulerParameters=sched_interval=2,bf_interval=2
 SelectType=select/cons_tres
 MailProg=/bin/true
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 ReturnToService=2
 KillWait=60
 StateSaveLocation={folder}/state

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+import threading
 import traceback
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from sora_jax.commands.compiled import keep_compiled
 from sora_jax.parallel.heartbeat import show_life
 from sora_jax.train.age import begin_command
 
+PARTING = {2: 5.0, 42: 30.0}  # seconds that processes wait for others that end with the same code
 # Command -> one line of help. Its module, of the same name, has `parser()` and `run(args)`.
 COMMANDS = {
   "data": "build an embedded dataset as clip records",
@@ -63,15 +65,25 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-  """`main` as a process. After a failure no destructor runs: those of XLA may crash."""
+  """`main` as a process. After a failure no destructor runs: those of XLA may crash, or wait."""
   keep_compiled()
   show_life()
   code = main()
   sys.stdout.flush()
   sys.stderr.flush()
-  if code == 1:
-    os._exit(code)
+  if code:
+    leave(code)
   sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+  """Ends the process; of several, those that leave alike first wait for each other, not long."""
+  jax = sys.modules.get("jax")
+  if jax and code in PARTING and jax.distributed.is_initialized():
+    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    parting.start()
+    parting.join(PARTING[code])
+  os._exit(code)
 
 
 def run_command(name: str, argv: list[str]) -> dict | None:

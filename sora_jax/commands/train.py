@@ -37,7 +37,7 @@ from sora_jax.models.text.registry import load_frozen_text_encoder, load_text_en
 from sora_jax.models.vae import CODECS, make_codec
 from sora_jax.parallel import hosts
 from sora_jax.parallel.broadcast import slice_count
-from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.checkpoint import LAG, Checkpoints
 from sora_jax.train.hashes import tree_sha256
 from sora_jax.train.ranges import check_ranges
 from sora_jax.train.run_folder import check_workdir, lock, tell
@@ -132,9 +132,13 @@ def check_shared(config, workdir: Path) -> None:
         " it with sora data and sora encode, and give --config.data.path."
       )
     return
-  mark, word = workdir / "shared", str(time.time_ns())
+  mark = workdir / "shared"
+  word = hosts.share("word", str(time.time_ns()), seconds=seconds)[0]
   hosts.first_does("mark", lambda: mark.write_text(word), seconds=seconds)
-  mine = hosts.share("marked", mark.read_text() if mark.is_file() else "", seconds=seconds)
+  end = time.monotonic() + LAG
+  while not (sees := mark.is_file() and mark.read_text() == word) and time.monotonic() < end:
+    time.sleep(1.0)
+  mine = hosts.share("marked", sees, seconds=seconds)
   hosts.first_does("unmark", mark.unlink, seconds=seconds)
   odd = [i for i, found in enumerate(mine) if found != mine[0]]
   if odd:

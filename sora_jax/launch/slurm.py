@@ -36,19 +36,28 @@ class Job(NamedTuple):
 SCRIPT = """#!/bin/bash
 {head}
 # Written by `sora launch slurm`. Exit 42 is "saved, start me again", 2 "mend the command".
-{{ {setup}
-}} || {{ echo "launch: --setup failed (exit 2)" >&2; exit 2; }}
+{setup}
 set -u
 {devices}
 # srun has not taken this over from sbatch since Slurm 22.05.
 [ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-# Ten seconds before the limit at the latest, saved or not: what a limit ends is not requeued.
-if [ -n "${{SLURM_JOB_END_TIME:-}}" ]; then
-  ( sleep $((SLURM_JOB_END_TIME - $(date +%s) - 10)) &&
-    echo "launch: not saved before the limit, requeues job $SLURM_JOB_ID" >&2 &&
-    scontrol requeue "$SLURM_JOB_ID" ) &
-  trap "kill $! 2>/dev/null" EXIT
-fi
+# Twenty seconds before the limit at the latest, saved or not: what a limit ends is not requeued.
+# The limit is asked for again, since it may be extended.
+(
+  while :; do
+    end=$(squeue -h -j "$SLURM_JOB_ID" -o %e 2>/dev/null)
+    case $end in
+      [0-9]*) left=$(($(date -d "$end" +%s) - $(date +%s) - 20)) ;;
+      *) left=600 ;;  # no limit, or no answer
+    esac
+    if [ "$left" -le 0 ]; then
+      echo "launch: not saved before the limit, requeues job $SLURM_JOB_ID" >&2
+      scontrol requeue "$SLURM_JOB_ID"; exit
+    fi
+    sleep $((left < 600 ? left : 600))
+  done
+) &
+trap "kill $! 2>/dev/null" EXIT
 # One task that is lost ends the step after a while; those that save are not ended meanwhile.
 srun --kill-on-bad-exit=0 --wait=120 --unbuffered {command}
 code=$?

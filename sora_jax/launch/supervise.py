@@ -111,7 +111,7 @@ def shrink(size: int, lost: int, sizes: Sequence[int]) -> int:
 
 def _watch(gang: Gang, settings: Supervision, asked: "_Asked") -> Ended:
   """Until all processes have ended, by themselves or not."""
-  told, first_end = 0.0, 0.0
+  told, first_bad = 0.0, 0.0
   lost: list[int] = []
   why = ""
   while True:
@@ -122,18 +122,16 @@ def _watch(gang: Gang, settings: Supervision, asked: "_Asked") -> Ended:
       gang.send(signal.SIGTERM)
     ends = {i: code for i, code in enumerate(codes) if code is not None}
     bad = {i: code for i, code in ends.items() if code}
-    if bad and not first_end:
-      first_end, lost = now, find_lost(bad)
+    if bad and not first_bad:
+      first_bad, lost = now, find_lost(bad)
       why = why or "; ".join(describe_end(i, code) for i, code in bad.items())
-    elif ends and not first_end:
-      first_end = now
     if len(ends) == len(codes):
       return Ended([code or 0 for code in codes], lost, why or "done")
     silent = gang.silent(settings.silence)
     overdue = told and now - told > settings.grace or asked.twice
     # Who is done waits for the others at the end of a run, which may be long (exports).
     failed = any(code != PREEMPTED for code in bad.values())
-    settled = bad and now - first_end > (SETTLE if failed else settings.grace)
+    settled = bad and now - first_bad > (SETTLE if failed else settings.grace)
     if silent or overdue or settled:
       if silent:
         lost = lost or list(silent)

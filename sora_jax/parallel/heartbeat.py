@@ -3,6 +3,7 @@
 Nothing heavy is imported, so that a process shows them from its first second on.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -59,6 +60,9 @@ def _beat(file: Path) -> None:
   while True:
     try:
       file.write_text(_place)
-    except OSError:  # the supervisor is gone, and its folder with it
-      return
+    except OSError:  # a full disk; or the supervisor is gone, and its folder with it
+      if not file.parent.is_dir():
+        return
+      with contextlib.suppress(OSError):
+        os.utime(file)
     wait.wait(SECONDS)

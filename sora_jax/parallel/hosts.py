@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +67,8 @@ def initialize(
   jax.config.update("jax_enable_preemption_service", False)
   if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  if number:
+    _wait_for_coordinator(address, number, count, start_seconds)
   try:
     jax.distributed.initialize(
       address,
@@ -99,6 +102,27 @@ def naming_lost_peers() -> Iterator[None]:
       f"hosts: another process is gone, or does not answer ({text.splitlines()[0]}). Look at the"
       " logs of the others; the run goes on from its last checkpoint when it is started again."
     ) from error
+
+
+def _wait_for_coordinator(address: str, number: int, processes: int, seconds: float) -> None:
+  """Until someone listens there: what JAX does when nobody comes ends the process without a word.
+
+  Raises:
+    LostPeer: nobody does.
+  """
+  host, _, port = address.rpartition(":")
+  end = time.monotonic() + seconds
+  while True:
+    try:
+      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+      return
+    except OSError as error:
+      if time.monotonic() > end:
+        raise LostPeer(
+          f"hosts: process {number} of {processes} found no coordinator at {address} within"
+          f" {seconds:.0f} s ({error}). Look at the log of process 0."
+        ) from error
+      time.sleep(0.2)
 
 
 def _given(coordinator: str, processes: int, process: int) -> tuple | None:
@@ -201,13 +225,35 @@ def share(name: str, value: Any, *, seconds: float) -> list:
   key = f"sora/{name}/{meeting}"
   try:
     client.key_value_set(f"{key}/{me}", json.dumps(value))
-    client.wait_at_barrier(f"{key}/all", round(1000 * seconds))
-    found = _read(key)
+    found = _gather(key, seconds)
   except jax.errors.JaxRuntimeError as error:
-    raise LostPeer(_missing(key, name, seconds, error)) from error
+    raise LostPeer(_missing(key, name, seconds)) from error
+  if found is None:
+    raise LostPeer(_missing(key, name, seconds))
   if meeting > 1 and is_first():  # all have left the meeting before this one
     client.key_value_delete(f"sora/{name}/{meeting - 1}/")
-  return [found[i] for i in range(count())]
+    client.key_value_delete(f"sora/{name}/{meeting - 1}-all")
+  return found
+
+
+def _gather(key: str, seconds: float) -> list | None:
+  """What all said, as process 0 found it; None after `seconds`.
+
+  Asked for in Python, again and again: in a wait of the coordinator's own no signal is handled.
+  """
+  end, pause = time.monotonic() + seconds, 0.005
+  while time.monotonic() < end:
+    if is_first():
+      found = _read(key)
+      if len(found) == count():
+        every = [found[i] for i in range(count())]
+        _client().key_value_set(f"{key}-all", json.dumps(every))
+        return every
+    elif (every := heard(f"{key.removeprefix('sora/')}-all")) is not None:
+      return every
+    time.sleep(pause)
+    pause = min(0.2, 1.5 * pause)
+  return None
 
 
 def barrier(name: str, *, seconds: float) -> None:
@@ -284,14 +330,14 @@ def name_first() -> str:
   return f"process 0 at {global_state.coordinator_address}"
 
 
-def _missing(key: str, name: str, seconds: float, error: Exception) -> str:
+def _missing(key: str, name: str, seconds: float) -> str:
   try:
     came = set(_read(key))
   except jax.errors.JaxRuntimeError:
     return f"hosts: at {name}, the coordinator (process 0) does not answer any more. It is gone."
   lost = set(range(count())) - came
   if not lost:
-    return f"hosts: {name} ended with {str(error).splitlines()[0]}"
+    return f"hosts: at {name}, after {seconds:.0f} s, process 0 did not answer. Look at its log."
   return (
     f"hosts: at {name}, after {seconds:.0f} s, {name_processes(lost)} did not come. Look at its"
     " log, or its stacks in the workdir."

@@ -240,21 +240,30 @@ class Checkpoints:
       BadInput: it is of another model or optimiser.
     """
     progress, run = self.agree("describe", lambda: self.describe(step))
-    self._check_shapes(step, abstract)
+    self.agree("shapes", lambda: self._check_shapes(step, abstract))
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh if slices > 1 else None
     once = mesh is not None and can_broadcast(mesh, slices)
     asked = jax.tree.map(partial(_on_first, slices=slices), abstract) if once else abstract
     reads = not once or (mesh and is_in_first(mesh, slices))
     state = self.agree("restore", lambda: self._restore_state(step, asked) if reads else None)
     if once:
-      values = jax.tree.leaves(state) if state else [None] * len(jax.tree.leaves(abstract))
       leaves, tree = jax.tree.flatten(abstract)
-      pairs = zip(leaves, values, strict=True)
-      state = jax.tree.unflatten(tree, [to_all_slices(leaf, slices, v) for leaf, v in pairs])
+      values: list[Any] = jax.tree.leaves(state) if state else [None] * len(leaves)
+      del state
+      for place, leaf in enumerate(leaves):  # one by one: the first slice has no room for all twice
+        source, values[place] = values[place], to_all_slices(leaf, slices, values[place])
+        if source is not None:
+          jax.block_until_ready(values[place])
+          source.delete()
+      state = jax.tree.unflatten(tree, values)
     assert state is not None
-    with self._readable(step):
-      _compare(checksums(state._asdict()), self._read_meta(step)["checksums"])
+    sums = checksums(state._asdict())
+    self.agree("sums", lambda: self._compare_saved(step, sums))
     return state, progress, run
+
+  def _compare_saved(self, step: int, sums: dict) -> None:
+    with self._readable(step):
+      _compare(sums, self._read_meta(step)["checksums"])
 
   def _restore_state(self, step: int, abstract: State) -> State:
     with self._readable(step):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import fsspec
 
-from data_pipeline.errors import BadInput
 from sora_jax.train.stop import Stop
 
 SECONDS = 90.0  # without a renewal after which a lease is nobody's
@@ -51,7 +50,7 @@ class Lease:
     """Waits for one that is not renewed any more.
 
     Raises:
-      BadInput: another machine renews its own, or was faster.
+      LostLease: another machine renews its own, or was faster.
     """
     first, begin = self._read(), time.monotonic()
     if first and first["machine"] != self._word["machine"]:
@@ -110,7 +109,7 @@ class Lease:
     self._renewed = begin
 
   def _refuse(self, other: dict) -> None:
-    raise BadInput(
+    raise LostLease(
       f"train: --workdir={self._url} is being trained by {other.get('host', 'another machine')}."
       " Wait for it, or use another --workdir."
     )

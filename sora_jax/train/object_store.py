@@ -35,7 +35,9 @@ def prepare(url: str) -> None:
   """
   parts = urlsplit(url)
   if parts.scheme not in DRIVERS:
-    raise BadInput(f"storage: {url} is neither a path nor of {', '.join(DRIVERS)}. Give one.")
+    raise BadInput(
+      f"storage: {parts.scheme}://… is neither a path nor of {', '.join(DRIVERS)}. Give one."
+    )
   odd = "@" in parts.netloc or any(letter in url for letter in "?#*[]")
   if not parts.netloc or odd:
     raise BadInput(

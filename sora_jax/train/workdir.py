@@ -19,7 +19,7 @@ from pathlib import Path
 import fsspec
 from etils import epath
 
-from sora_jax.train.lease import Lease
+from sora_jax.train.lease import Lease, LostLease
 from sora_jax.train.object_store import is_url, prepare
 
 INDEX = ".of-url.json"  # in a copy: the URL, and what was last seen there
@@ -119,7 +119,8 @@ class Copy:
         self._keep_index()
 
   def pull(self, *, trains: bool = False) -> None:
-    """Brings what changed at the URL; files of the copy that changed here only stay.
+    """Brings what changed at the URL; files of the copy that changed here only stay, those that
+    were at both and are gone at the URL go.
 
     While a process of this machine trains there, nothing is pulled: it has the files open, and they
     are newer than those at the URL. `trains`: this one does.
@@ -128,7 +129,11 @@ class Copy:
       if not trains and _is_trained(self._folder):
         return
       self._read_index()
-      for name, mark in self._remote().items():
+      remote = self._remote()
+      for name in self._files.keys() - remote.keys():  # the run there was removed, or this part
+        (self._folder / name).unlink(missing_ok=True)
+        del self._files[name]
+      for name, mark in remote.items():
         target, seen = self._folder / name, self._files.get(name, {})
         if seen.get("there") == mark and target.is_file():
           continue
@@ -140,10 +145,7 @@ class Copy:
       self._keep_index()
 
   def push(self) -> list[str]:
-    """Brings what changed in the copy to the URL, whole files each; returns their names.
-
-    What was at both, and is gone here (a VAE that another one replaced), is removed there.
-    """
+    """Brings what changed in the copy to the URL, whole files each; returns their names."""
     with self._lock:
       changed = []
       for path in sorted(p for p in self._folder.rglob("*") if p.is_file()):
@@ -156,14 +158,9 @@ class Copy:
           self._fs.put_file(str(path), f"{self._root}/{name}")
           changed.append(name)
           self._files[name] = {"here": here}
-      for name in [name for name in self._files if not (self._folder / name).exists()]:
-        with contextlib.suppress(FileNotFoundError):
-          self._fs.rm_file(f"{self._root}/{name}")
-        del self._files[name]
-        changed.append(name)
       if changed:
         there = self._remote()
-        for name in set(changed) & self._files.keys():
+        for name in changed:
           self._files[name]["there"] = there.get(name)
         self._keep_index()
       return changed
@@ -224,7 +221,7 @@ class Mirror:
   Args:
     workdir: `lock`ed; see `open_workdir`. Of one that is no copy, nothing is done.
   Raises:
-    BadInput: another machine trains there.
+    LostLease: another machine trains there.
   """
 
   def __init__(self, workdir: Path):
@@ -255,10 +252,14 @@ class Mirror:
         time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
 
   def _keep(self) -> None:
-    assert self._copy
+    assert self._copy and self._lease
     while not self._done.wait(SECONDS):
       try:
+        self._lease.check()
         self._copy.push()
+      except LostLease as error:  # not a line, nor a checkpoint under way, into another's run
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
       except Exception as error:  # a store that is away for a while does not end a run
         print(f"train: {type(error).__name__} at the workdir's URL: {error}", file=sys.stderr)
 

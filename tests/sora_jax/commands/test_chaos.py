@@ -73,4 +73,4 @@ def test_four_processes_under_faults(tmp_path, monkeypatch):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
   seed = random.SystemRandom().randrange(2**32)
   rows = chaos.run(tmp_path, 2, seed, most=240.0)
-  assert len(rows) == 2 and all(row.lost <= chaos.EVERY + 1 for row in rows), (seed, rows)
+  assert len(rows) == 2 and all(r.lost <= chaos.most_lost(r.fault) for r in rows), (seed, rows)

@@ -150,7 +150,7 @@ def test_one_machine_at_a_time(url, machine, tmp_path, monkeypatch):
     return honest(self)
 
   monkeypatch.setattr(Lease, "_read", read)
-  with pytest.raises(BadInput, match="is being trained by one. Wait for it"):
+  with pytest.raises(LostLease, match="is being trained by one. Wait for it"):
     other.take()
   monkeypatch.setattr(Lease, "_read", honest)
   monkeypatch.setattr(lease, "SECONDS", 0.3)  # the first one was killed, or was away for so long
@@ -174,12 +174,15 @@ def test_a_lease_that_could_not_be_renewed_is_lost(url, machine, tmp_path, monke
   held.release()
 
 
-def test_what_was_replaced_here_is_gone_there(url, machine):
-  with Mirror(folder := open_workdir(url, fresh=False)) as mirror:
+def test_what_was_removed_there_is_gone_here_and_what_vanished_here_stays_there(url, machine):
+  with Mirror(folder := open_workdir(url, fresh=False)):
     for name in ("old", "both"):
       (folder / name).write_text(name)
+  epath.Path(f"{url}/old").unlink()
+  with Mirror(folder) as mirror:
+    assert not (folder / "old").exists() and (folder / "both").exists()
+    (folder / "both").unlink()
     mirror.push()
-    (folder / "old").unlink()
   assert epath.Path(f"{url}/both").exists() and not epath.Path(f"{url}/old").exists()
 
 
@@ -202,7 +205,7 @@ def test_a_store_that_fails_once_does_not_end_a_run(url, machine, monkeypatch):
 @pytest.mark.parametrize(
   ("url", "text"),
   [
-    ("ftp://host/run", "is neither a path nor of gs, s3"),
+    ("ftp://key:word@host/run", "is neither a path nor of gs, s3"),
     ("s3://", "must be a bucket and a path"),
     ("s3://bucket/run[1]", "must be a bucket and a path"),
     ("s3://key:word@bucket/run", "credentials come from the environment"),
