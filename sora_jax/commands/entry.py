@@ -78,11 +78,11 @@ def program() -> NoReturn:
 
 def leave(code: int) -> NoReturn:
   """Ends the process; of several, those that leave alike first wait for each other, not long."""
-  jax = sys.modules.get("jax")
-  if jax and code in PARTING and jax.distributed.is_initialized():
-    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+  hosts = sys.modules.get("sora_jax.parallel.hosts")
+  if hosts and hosts.is_joined():
+    parting = threading.Thread(target=hosts.part, args=(code,), daemon=True)
     parting.start()
-    parting.join(PARTING[code])
+    parting.join(PARTING.get(code, 1.0))
   os._exit(code)
 
 

@@ -33,6 +33,14 @@ class LostPeer(Exception):
   exit_code = 1
 
 
+class Left(LostPeer):
+  """Another process left by itself, with an exit code that goes for all: 2, or 42."""
+
+  def __init__(self, text: str, code: int):
+    super().__init__(text)
+    self.exit_code = code if code in (2, 42) else 1
+
+
 def initialize(
   coordinator: str = "",
   processes: int = 0,
@@ -203,6 +211,11 @@ def count() -> int:
   return global_state.num_processes
 
 
+def is_joined() -> bool:
+  """Whether this process has joined a run."""
+  return jax.distributed.is_initialized()
+
+
 def is_first() -> bool:
   """Whether this process writes what a run has one of."""
   return index() == 0
@@ -225,7 +238,7 @@ def share(name: str, value: Any, *, seconds: float) -> list:
   key = f"sora/{name}/{meeting}"
   try:
     client.key_value_set(f"{key}/{me}", json.dumps(value))
-    found = _gather(key, seconds)
+    found = _gather(key, name, seconds)
   except jax.errors.JaxRuntimeError as error:
     raise LostPeer(_missing(key, name, seconds)) from error
   if found is None:
@@ -236,13 +249,13 @@ def share(name: str, value: Any, *, seconds: float) -> list:
   return found
 
 
-def _gather(key: str, seconds: float) -> list | None:
+def _gather(key: str, name: str, seconds: float) -> list | None:
   """What all said, as process 0 found it; None after `seconds`.
 
   Asked for in Python, again and again: in a wait of the coordinator's own no signal is handled.
   """
-  end, pause = time.monotonic() + seconds, 0.005
-  while time.monotonic() < end:
+  begin, pause, looked = time.monotonic(), 0.005, 0.0
+  while (waited := time.monotonic() - begin) < seconds:
     if is_first():
       found = _read(key)
       if len(found) == count():
@@ -251,9 +264,21 @@ def _gather(key: str, seconds: float) -> list | None:
         return every
     elif (every := heard(f"{key.removeprefix('sora/')}-all")) is not None:
       return every
+    if waited - looked > 1.0:
+      looked = waited
+      for number, code in sorted(heard_from("left").items()):
+        who = name_processes([number])
+        raise Left(f"hosts: at {name}, {who} left with exit code {code}. Look at its log.", code)
     time.sleep(pause)
     pause = min(0.2, 1.5 * pause)
   return None
+
+
+def part(code: int) -> None:
+  """Says that this process leaves with a code, and waits for the others to leave."""
+  if count() > 1:
+    say(f"left/{index()}", code)
+  jax.distributed.shutdown()
 
 
 def barrier(name: str, *, seconds: float) -> None:

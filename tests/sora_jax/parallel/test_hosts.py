@@ -92,6 +92,45 @@ def test_the_coordinator_listens_where_it_is_looked_for(monkeypatch, capsys):
   assert hosts.bind_address("n1:5", 2) == "10.0.0.1:5"
 
 
+PART = """
+import sys, time
+from sora_jax.commands.entry import leave
+from sora_jax.parallel import hosts
+hosts.initialize(start_seconds=60)
+if hosts.index():
+  leave(42)
+begin = time.monotonic()
+try:
+  hosts.barrier("here", seconds=100)
+except hosts.LostPeer as error:
+  print(error.exit_code, round(time.monotonic() - begin), error, flush=True)
+  leave(error.exit_code)
+"""
+
+
+def test_who_leaves_alone_is_not_waited_for():
+  address, both = f"127.0.0.1:{heartbeat.free_port()}", []
+  for number in ("0", "1"):
+    named = dict(zip(hosts.VARIABLES, (address, "2", number), strict=True))
+    both.append(
+      subprocess.Popen(
+        [sys.executable, "-c", PART], env=os.environ | named, cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      )
+    )  # fmt: skip
+  (said, _), _ = [process.communicate(timeout=100) for process in both]
+  assert [process.returncode for process in both] == [42, 42]
+  code, seconds, *text = said.split(maxsplit=2)
+  assert code == "42" and int(seconds) < 20 and "left with exit code 42" in text[0]
+
+
+def test_nobody_at_the_coordinators_address_is_one_line(monkeypatch):
+  for name, word in zip(hosts.VARIABLES, ("127.0.0.1:9", "2", "1"), strict=True):
+    monkeypatch.setenv(name, word)
+  with pytest.raises(hosts.LostPeer, match="process 1 of 2 found no coordinator at 127.0.0.1:9"):
+    hosts._wait_for_coordinator("127.0.0.1:9", 1, 2, 0.5)
+
+
 def test_what_a_collective_says_of_a_lost_process_is_one_line(monkeypatch):
   error = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed\nmore")
   with pytest.raises(jax.errors.JaxRuntimeError), hosts.naming_lost_peers():
