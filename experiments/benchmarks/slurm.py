@@ -172,6 +172,7 @@ class Job:
     done = subprocess.run(launch, env=environment, capture_output=True, text=True)
     if done.returncode:
       raise RuntimeError(f"slurm: {done.stderr}")
+    self._before = 0
     self.number = ask(["squeue", "--noheader", "--format=%A"], environment).strip()
 
   def step(self) -> int:
@@ -208,11 +209,13 @@ class Job:
       time.sleep(0.2)
 
   def disturb(self, at: int, fault: Callable[[], None]) -> None:
-    """A fault once step `at` is done; then until the job was requeued."""
+    """A fault once step `at` is done, and one since the last requeue; then until the next one."""
+    at = max(at, self._before + 1)
     self.wait_for(lambda: self.step() >= at, f"step {at}")
     count = self.requeues()
     fault()
     self.wait_for(lambda: self.requeues() > count, "a requeue")
+    self._before = self.step()
 
   def ask_to_leave(self) -> None:
     """SIGTERM to the tasks, as Slurm itself sends it before a time limit or a preemption."""
@@ -240,7 +243,7 @@ def run(folder: Path, *, time_limit: bool) -> str:
   Raises:
     AssertionError: it ended as another run than the undisturbed one.
   """
-  steps, calm, workdir = 25, folder / "calm", folder / "run"
+  steps, calm, workdir = 40, folder / "calm", folder / "run"
   words = command(calm, steps, "", 600.0)
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
   environment.pop("XLA_FLAGS", None)
