@@ -85,6 +85,9 @@ class Process:
       assert self._process.poll() is None and time.monotonic() < end, self._log.read_text()
       time.sleep(0.01)
 
+  def send(self, number) -> None:
+    self._process.send_signal(number)
+
   def signal(self, number) -> int:
     """Sends a signal and returns the exit code: minus the signal where it was not handled."""
     self._process.send_signal(number)

@@ -55,6 +55,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(start, sora, workdir, finish
   argv = ("train", *debug.argv, f"--workdir={folder}")
   first = start(*argv)
   first.wait_for(folder, debug.steps - 2 * debug.every + 1)
+  first.send(signal.SIGTERM)  # a second one, while it saves or soon before, changes nothing
+  time.sleep(0.05)
   assert first.signal(signal.SIGTERM) == 42, first.log()
   saved = sora("inspect", f"--workdir={folder}", "--json").result
   step = saved["step"]
