@@ -30,7 +30,7 @@ demo: setup  ## data, VAE, text-to-video model, samples, scores: runs/demo/index
 	@$(BIN)/python -m sora_jax demo --out runs/demo
 
 test: .venv/.installed-test  ## all tests; more options in ARGS="-k packing"
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: dev  ## ruff and pyright
 	$(BIN)/ruff check .
