@@ -36,8 +36,7 @@ class Parts:
 
   The lock of the dataset is held by the process that makes this object until `finish`, `discard` or
   `close`. A pickled copy, one in a forked child, or one made with `hold=False` after it writes
-  parts for it. Of two that write the same
-  part both succeed, and the later one's stays.
+  parts for it. Of two that write the same part both succeed, and the later one's stays.
 
   Attributes:
     path: of the dataset.

@@ -267,6 +267,7 @@ def run(folder: Path, *, time_limit: bool) -> str:
 
 
 def outlive_limit(folder: Path, environment: dict[str, str]) -> str:
+  """The log of a job whose time is up before it is done: it saves, and is requeued."""
   folder.mkdir()
   data = str(folder.parent / "calm" / "data" / "latents")
   words = command(folder / "run", 100_000, data, 600.0)

@@ -157,7 +157,7 @@ def run_slurm(args, command: list[str]) -> dict:
 
 
 def add_gke(p: Parser) -> None:
-  """On GKE: writes a JobSet (TPU slices, GPU nodes) for kubectl apply, and the same by xpk."""
+  """On GKE: writes a JobSet (TPU slices, GPU nodes) for kubectl apply; much the same by xpk."""
   p.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="v5p:4x4x4, h100:64")
   p.add_argument("--slices", type=int, default=1, help="of TPUs (default 1)")
   p.add_argument("--name", required=True, help="of the workload")
