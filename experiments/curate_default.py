@@ -35,15 +35,22 @@ def get_config(arg: str = "default") -> ConfigDict:
 def decode() -> dict:
   """Bounds of one source; beyond them it is rejected, and the job goes on."""
   return dict(
-    # Wall clock. One core takes about 100 s for a minute of 720p, up to 20 minutes for one of 4k.
-    timeout_seconds=4 * 3600.0,
+    # Wall clock: so many seconds, and more for every megabyte of the file. One core takes about
+    # 100 s for a minute of 720p, up to 20 minutes for one of 4k; where no size is known, 4 hours.
+    timeout_seconds=600.0,
+    timeout_seconds_per_megabyte=120.0,
     memory_bytes=4 * 2**30,  # RSS of the child process; 4k takes 0.9 GiB
     max_side=8192,  # pixels
     max_pixels=8192 * 4320,  # of a frame: 8k
+    # Of all frames together: 5e9 are 3.6 minutes of 720p, whatever the file's size, and a video
+    # of slides at 100 kbit/s has 5,000 a byte. Beyond that a file is a bomb.
+    free_pixels=5e9,
+    pixels_per_byte=20_000.0,
     max_seconds=4 * 3600.0,
     max_frames=1_000_000,
     max_fps=120.0,  # faster sources are not rejected, their rate is divided
-    max_gap_seconds=60.0,  # that one frame may last
+    max_gap_seconds=60.0,  # a longer leap in time begins another recording in the same file
+    max_held_seconds=1.0,  # that one frame may be shown: what is held longer is left out
   )
 
 

@@ -7,11 +7,13 @@ asks for a file gets an exception, which refuses the source.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import av
+import av.logging
 from av.error import ArgumentError, FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
@@ -26,6 +28,9 @@ FORMATS = (
 )
 _OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
 _BUFFER_BYTES = 1 << 18
+logging.getLogger("libav").addHandler(logging.NullHandler())
+av.logging.set_skip_repeated(False)
+logging.getLogger("libav").propagate = False  # what decoders say is looked at by `decode`
 _CONTAINERS = (  # (place, bytes): what a file begins with that was a video once
   *((4, word) for word in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
   *((0, word) for word in (b"\x1aE\xdf\xa3", b"FLV", b"OggS", b"GIF8", b"0&\xb2u", b"DKIF")),
@@ -44,7 +49,9 @@ class Limits:
     max_seconds: of the source.
     max_frames: of the source, at the constant rate.
     max_fps: frames/second; a faster source is not refused, its rate is divided.
-    max_gap_seconds: that one frame may last.
+    max_gap_seconds: a longer leap in time is taken for another recording, joined to this one.
+    max_held_seconds: that one frame may be shown; what is held longer is no clip.
+    free_pixels, pixels_per_byte: that may be decoded of any file, and more for every byte of it.
   """
 
   max_side: int = 8192
@@ -53,11 +60,25 @@ class Limits:
   max_frames: int = 1_000_000
   max_fps: float = 120.0
   max_gap_seconds: float = 60.0
+  max_held_seconds: float = 1.0
+  free_pixels: float = 5e9
+  pixels_per_byte: float = 20_000.0
 
   def check_size(self, width: int, height: int) -> None:
     """Raises `Refused` ("too_large") for a picture that is larger."""
     if max(width, height) > self.max_side or width * height > self.max_pixels:
       raise Refused("too_large", f"{width}x{height} pixels")
+
+  def check_count(self, frames: int, width: int, height: int, size: int) -> None:
+    """Raises `Refused` ("too_many_frames", "bomb") for more than a file of `size` bytes may hold.
+
+    Before constant rate: eight source frames may fall on one of `max_frames`.
+    """
+    if frames > 8 * self.max_frames:
+      raise Refused("too_many_frames", f"more than {8 * self.max_frames} frames")
+    if frames * width * height > self.free_pixels + self.pixels_per_byte * size:
+      said = f"more than {frames - 1} frames of {width}x{height} pixels in {size} bytes"
+      raise Refused("bomb", said)
 
 
 class _Reader:

@@ -17,27 +17,38 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from data_pipeline.curate.decode import Misread
 from data_pipeline.curate.media import MediaInfo, frames, probe
 from data_pipeline.curate.motion import MotionMeter
 from data_pipeline.curate.picture import Bars, crop, opencv, reduce
 from data_pipeline.curate.scores import Look, judge, look_at
 from data_pipeline.curate.settings import Settings
-from data_pipeline.curate.shots import Shot, make_finder
+from data_pipeline.curate.shots import Shot, ShotFinder, make_finder
 from data_pipeline.curate.sources import open_source
 from data_pipeline.curate.spool_writer import Spool, Summary, read_summary
 from data_pipeline.curate.types import Refused, Reject, Source
-from data_pipeline.curate.windows import Window, find_windows
+from data_pipeline.curate.windows import Left, Window, find_windows
 from data_pipeline.records import ClipRecord
 from data_pipeline.video import EncodedVideo
 from data_pipeline.video_writer import encode_video
 
 
 class _Survey(NamedTuple):
-  """What the first reading tells. `frames` could be read."""
+  """What the first reading tells.
 
-  frames: int
-  shots: list[Shot]
+  Attributes:
+    parts: ranges of frames that could be read, each with its shots.
+    rejects: what could not be.
+    meter: of motion; None if it is not measured.
+  """
+
+  parts: list[tuple[int, int, list[Shot]]]
+  rejects: list[Reject]
   meter: MotionMeter | None
+
+  @property
+  def shots(self) -> int:
+    return sum(len(shots) for _, _, shots in self.parts)
 
 
 def cut_source(source: Source, settings: Settings, folder: str | os.PathLike) -> Summary:
@@ -74,14 +85,19 @@ def _cut_or_reject(spool: Spool, settings: Settings) -> None:
 
 
 def _cut(file: BinaryIO, spool: Spool, settings: Settings) -> None:
-  info = probe(file, settings.decode.limits)
-  spool.summary["media"] = _facts(info)
-  seen = _survey(file, info, spool, settings)
-  parts = dataclasses.asdict(settings.windows)
-  windows, left = find_windows(seen.shots, seen.frames, info.fps, **parts)
-  spool.summary["shots"] = len(seen.shots)
+  name, limits = spool.source.name, settings.decode.limits
+  info = probe(file, limits, trusts=True)
+  try:
+    seen = _survey(file, name, info, settings)
+  except Misread:
+    info = probe(file, limits)
+    seen = _survey(file, name, info, settings)
+  spool.summary |= {"media": _facts(info), "shots": seen.shots}
+  for reject in seen.rejects:
+    spool.reject(reject)
+  windows, left = _find_windows(seen, info, settings)
   for start, stop, reason, detail in left:
-    spool.reject(Reject(spool.source.name, start, reason, stop, detail))
+    spool.reject(Reject(name, start, reason, stop, detail))
   for window in windows:
     try:
       refusal = _cut_window(file, info, window, seen, spool, settings)
@@ -89,44 +105,82 @@ def _cut(file: BinaryIO, spool: Spool, settings: Settings) -> None:
       refusal = error.reason, error.detail
     if refusal:
       reason, detail = refusal
-      spool.reject(Reject(spool.source.name, window.start, reason, window.stop, detail))
+      spool.reject(Reject(name, window.start, reason, window.stop, detail))
+
+
+def _find_windows(
+  seen: _Survey, info: MediaInfo, settings: Settings
+) -> tuple[list[Window], list[Left]]:
+  """The windows of every part, and what is left of it."""
+  windows: list[Window] = []
+  left: list[Left] = []
+  if info.frames == 1:
+    return [Window(0, 1, 0)], []
+  for start, stop, shots in seen.parts:
+    found = find_windows(shots, stop - start, info.fps, **dataclasses.asdict(settings.windows))
+    windows += [Window(start + a, start + b, number) for a, b, number in found[0]]
+    left += [one._replace(start=start + one.start, stop=start + one.stop) for one in found[1]]
+  return windows, left
 
 
 def _facts(info: MediaInfo) -> dict[str, Any]:
   """What `probe` says, JSON-able."""
-  names = [field.name for field in dataclasses.fields(info) if field.name != "timing"]
+  names = [f.name for f in dataclasses.fields(info) if f.name not in ("timing", "index")]
   facts = {name: getattr(info, name) for name in names}
   return {k: float(v) if isinstance(v, Fraction) else v for k, v in facts.items()}
 
 
-def _survey(file: BinaryIO, info: MediaInfo, spool: Spool, settings: Settings) -> _Survey:
-  """Reads all frames, small. What cannot be read is rejected; Refused when that is all."""
-  shots = settings.shots
+def _survey(file: BinaryIO, name: str, info: MediaInfo, settings: Settings) -> _Survey:
+  """Reads all frames, small.
+
+  Raises:
+    Refused: none can be read.
+    Misread: they are not those that the container speaks of.
+  """
   meter = MotionMeter(info.fps) if settings.scores.motion.measure else None
-  finder = make_finder(
+  scale = min(1.0, settings.shots.side / max(info.width, info.height))
+  size = (max(1, round(info.width * scale)), max(1, round(info.height * scale)))
+  parts, rejects = [], _lost(name, info)
+  for start, stop in info.timing.parts:
+    finder, count = _make_finder(info, settings), start
+    if meter:
+      meter.skip_to(start)
+    try:
+      shown = frames(file, info, start=start, stop=stop, size=size, limits=settings.decode.limits)
+      for frame in shown:
+        finder.add(frame)
+        if meter:
+          meter.add(frame)
+        count += 1
+    except Refused as error:
+      if not count:
+        raise
+      rejects.append(Reject(name, count, error.reason, stop, error.detail))
+    parts.append((start, count, finder.finish()))
+  if not parts and rejects:
+    raise Refused(rejects[0].reason, rejects[0].detail)
+  return _Survey(parts, rejects, meter)
+
+
+def _make_finder(info: MediaInfo, settings: Settings) -> ShotFinder:
+  shots = settings.shots
+  return make_finder(
     info.fps,
     detector=shots.detector,
     threshold=shots.threshold,
     min_content=shots.min_content,
     min_seconds=shots.min_seconds,
   )
-  scale = min(1.0, shots.side / max(info.width, info.height))
-  size = (max(1, round(info.width * scale)), max(1, round(info.height * scale)))
-  count = 0
-  try:
-    for frame in frames(file, info, size=size, limits=settings.decode.limits):
-      finder.add(frame)
-      if meter:
-        meter.add(frame)
-      count += 1
-  except Refused as error:
-    if not count:
-      raise
-    spool.reject(Reject(spool.source.name, count, error.reason, None, error.detail))
-  if info.damage:
+
+
+def _lost(name: str, info: MediaInfo) -> list[Reject]:
+  """Rows of the frames that nothing may be made of."""
+  losses = info.timing.losses
+  rows = [Reject(name, loss.start, loss.reason, loss.stop, loss.detail) for loss in losses]
+  if info.damage and not (rows and rows[-1].end_frame is None):
     detail = f"{info.frames} of {info.declared_frames} frames can be read"
-    spool.reject(Reject(spool.source.name, count, info.damage, None, detail))
-  return _Survey(count, finder.finish(), meter)
+    rows.append(Reject(name, info.frames, info.damage, None, detail))
+  return rows
 
 
 def _cut_window(
@@ -145,7 +199,7 @@ def _cut_window(
     return refusal
   bars = look.bars if settings.scores.letterbox.crop else Bars()
   video = _encode(file, info, start, stop, bars, settings)
-  record = _make_record(spool, window, len(seen.shots), info.fps, video, scores, settings)
+  record = _make_record(spool, window, seen.shots, info.fps, video, scores, settings)
   spool.add(record, _describe(record, video, bars, look, camera))
   return None
 

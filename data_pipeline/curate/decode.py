@@ -1,241 +1,228 @@
-"""Reads all packets of a video without decoding them, and its frames from a place on."""
+"""Decodes the frames of a video from a place on, each with its number.
+
+Frames are numbered in the order of their times, over the whole file. There are two ways to know
+the number of a frame:
+  * by its timestamp, where the times of the container are believed (`Index.anchors` is None): a
+    frame that does not come, or that comes without being known, raises `Misread`;
+  * by counting the frames that the decoder gives, from a key frame whose place in the file is
+    known.
+Either way frame k is the same frame from wherever reading starts.
+"""
 
 import dataclasses
-from array import array
+import itertools
 from collections.abc import Generator, Iterator
-from fractions import Fraction
 from typing import Any, BinaryIO
 
+import av.logging
 import numpy as np
-from av import Packet
 from av.error import FFmpegError
-from av.stream import Discard
 
-from data_pipeline.curate.colours import Orientation, has_alpha, orientation_of
-from data_pipeline.curate.container import Limits, open_media, refusing, video_stream
-from data_pipeline.curate.timing import Timing
-from data_pipeline.curate.types import Refused
+from data_pipeline.curate.container import Limits, open_media, refusing
+from data_pipeline.curate.packets import packets_of, prepare
 
-_TRIES = 300  # packets within which a frame has to come out
+NO_TIME = -(1 << 63)  # int64, FFmpeg's AV_NOPTS_VALUE
 _SECONDS_BACK = 10  # for a second try, where seeking ended too late
-_DECLARE = ("matroska,webm", "avi", "flv", "asf")  # their headers say how long they are
-_MOST_TIMELESS = 0.1  # share of packets without a time
-_INTERLACED = (2, 3, 4, 5)  # AVFieldOrder
+_PACKETS_TO_ANCHOR = 500  # after a seek
+_BY_BYTES = ("mpegts", "flv", "h264", "hevc", "mpegvideo", "m4v", "mpeg")  # formats sought by bytes
+# What decoders log of frames that they could not decode whole and yet show
+_CONCEALED = ("concealing", "EOI missing")
+# Errors that they log of frames that are whole
+_HARMLESS = ("co located POCs", "mmco", "number of reference frames", "Late SEI", "SEI type")
+_HARMLESS += ("Header packet passed",)
 
 
-@dataclasses.dataclass(frozen=True)
-class Survey:
-  """What a pass over the packets of a video finds.
+class Misread(Exception):
+  """The frames of a file are not those that its container speaks of: all have to be decoded."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+  """The frames of a video that can be shown, and how they are found again.
 
   Attributes:
-    stamps: int64 [n], timestamps of the frames that can be shown, in file order, in ticks.
-    last_ticks: duration of the last of them; 0 if not known.
-    tick: seconds.
-    rates: frames/second that the container speaks of, best first.
-    is_counted: there are no timestamps; `stamps` count the frames.
-    width, height: of a frame, as stored.
-    damage: "truncated" if the file ends before its header says, else "".
-    declared_seconds: that the header says; 0 if it does not.
+    stamps: int64 [n], ticks, in order.
+    anchors: int64 [k, 3], a row for each key frame: its number among all frames that the decoder
+      gives, its byte position, its decoding time. None where timestamps are believed.
+    kept: int64 [n], numbers of the frames among all that the decoder gives.
   """
 
-  format: str
-  codec: str
   stamps: np.ndarray
-  last_ticks: int
-  tick: Fraction
-  rates: tuple[Fraction | None, ...]
-  is_counted: bool
-  width: int
-  height: int
-  orientation: Orientation
-  pix_fmt: str
-  matrix: int
-  colour_range: int
-  transfer: int
-  has_alpha: bool
-  is_interlaced: bool
-  pixel_aspect: Fraction
-  damage: str
-  declared_seconds: float
+  anchors: np.ndarray | None = None
+  kept: np.ndarray | None = None
 
 
-def survey(file: BinaryIO, limits: Limits) -> Survey:
-  """Reads all packets of a video, and decodes its first frame.
+def decode_packet(packet: Any, limits: Limits) -> tuple[list[Any], str]:
+  """The frames that a packet completes, and what went wrong with it, "" for nothing.
+
+  Frames that are known to be damaged are among them (`is_corrupt`), others may be if something is
+  wrong.
 
   Raises:
-    Refused: see `media`.
+    Refused: "too_large".
   """
-  with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
-    stream = _prepared(container, limits)
-    stamps, last, first = _stamps(container, stream, limits)
-    tick, rates = stream.time_base, (stream.guessed_rate, stream.average_rate, stream.base_rate)
-    is_counted = not len(stamps)
-    if is_counted:
-      rates = (next((rate for rate in rates if rate and rate > 0), Fraction(25)),)
-      stamps, last, tick = np.arange(last), 0, 1 / rates[0]
-    declared = _declared_seconds(container, stream)
-    end = float((int(stamps.max()) - int(stamps.min())) * tick) + 1
-    is_short = container.format.name in _DECLARE and declared > 1.05 * end
-    is_short = is_short or _ends_early(file, stream)
-    context = stream.codec_context
-    return Survey(
-      format=container.format.name,
-      codec=context.name,
-      stamps=stamps,
-      last_ticks=last,
-      tick=tick,
-      rates=rates,
-      is_counted=is_counted,
-      width=first.width,
-      height=first.height,
-      orientation=orientation_of(first),
-      pix_fmt=first.format.name,
-      matrix=int(first.colorspace),
-      colour_range=int(first.color_range),
-      transfer=int(first.color_trc),
-      has_alpha=has_alpha(first),
-      is_interlaced=first.interlaced_frame or context.field_order in _INTERLACED,
-      pixel_aspect=stream.sample_aspect_ratio or Fraction(1),
-      damage="truncated" if is_short else "",
-      declared_seconds=declared,
-    )
-
-
-def _prepared(container: Any, limits: Limits) -> Any:
-  """The video stream, ready to be decoded; what is not it is not read."""
-  stream = video_stream(container)
-  limits.check_size(stream.width, stream.height)
-  if not stream.time_base or stream.time_base <= 0:
-    raise Refused("broken_timestamps", f"a tick of {stream.time_base} s")
-  for other in container.streams:
-    if other is not stream:
-      other.discard = Discard.all
-  stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
-  stream.thread_count = 1
-  return stream
-
-
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-  """The packets of a stream, as far as the file can be read; an empty one ends them."""
-  try:
-    yield from container.demux(stream)
-  except (FFmpegError, IndexError) as error:  # IndexError: PyAV, of streams that appear later
-    if isinstance(error, MemoryError):
-      raise
-    end = Packet()
-    end.stream = stream
-    yield end
-
-
-def _frames_of(packet: Any, limits: Limits) -> list[Any]:
-  """The frames that a packet completes, without the damaged ones."""
-  try:
-    found = [frame for frame in packet.decode() if not frame.is_corrupt]
-  except FFmpegError as error:
-    if isinstance(error, MemoryError):
-      raise
-    return []
+  av.logging.set_level(av.logging.INFO)
+  failed, found = "", []
+  with av.logging.Capture() as said:
+    try:
+      found = packet.decode()
+    except FFmpegError as error:
+      if isinstance(error, MemoryError):
+        raise
+      failed = str(error.strerror)
   for frame in found:
     limits.check_size(frame.width, frame.height)
-  return found
+  faults = (text.strip().partition("\n")[0] for level, _, text in said if _is_fault(level, text))
+  if failed and any(word in text for _, _, text in said for word in _HARMLESS):
+    failed = ""
+  return found, next(faults, failed)
 
 
-def _stamps(container: Any, stream: Any, limits: Limits) -> tuple[np.ndarray, int, Any]:
-  """Timestamps from the first key frame on, duration of the last, and the first frame.
-
-  If there are no timestamps at all: none, the number of frames, and the first frame.
-  """
-  stamps, last, key, first, packets = array("q"), (0, 0), None, None, 0
-  for packet in _packets(container, stream):
-    if first is None and packets <= _TRIES:
-      first = next(iter(_frames_of(packet, limits)), None)
-    stamp = packet.dts if packet.pts is None else packet.pts
-    if (stamp is None and not packet.size) or packet.is_discard or _is_hidden(packet, stream):
-      continue
-    packets += 1
-    if packets > 8 * limits.max_frames:
-      raise Refused("too_many_frames", f"more than {8 * limits.max_frames} packets")
-    if stamp is not None:
-      key = stamp if key is None and packet.is_keyframe else key
-      stamps.append(stamp)
-      if len(stamps) == 1 or stamp >= last[0]:
-        last = (stamp, packet.duration or 0)
-  if first is None:
-    raise Refused("damaged", f"no frame comes out of the first {min(packets, _TRIES)} packets")
-  if not stamps:
-    return np.zeros(0, np.int64), packets, first
-  if packets - len(stamps) > _MOST_TIMELESS * packets:
-    raise Refused("broken_timestamps", f"{len(stamps)} of {packets} frames have a time")
-  found = np.frombuffer(stamps, np.int64)
-  return found if key is None else found[found >= key], last[1] or 0, first
-
-
-def _is_hidden(packet: Any, stream: Any) -> bool:
-  """Whether a packet holds a VP8 frame that is only referred to (RFC 6386, section 9.1)."""
-  return stream.codec_context.name == "vp8" and not bytes(memoryview(packet)[:1])[0] >> 4 & 1
-
-
-def _declared_seconds(container: Any, stream: Any) -> float:
-  """Length of the stream by its header; 0 if it says nothing of this stream."""
-  if stream.duration and stream.duration > 0:
-    return float(stream.duration * stream.time_base)
-  if len(container.streams) == 1 and container.duration and container.duration > 0:
-    return container.duration / 1e6
-  hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
-  minutes, _, seconds = rest.partition(":")
-  try:
-    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-  except ValueError:
-    return 0.0
-
-
-def _ends_early(file: BinaryIO, stream: Any) -> bool:
-  """Whether the index of the stream speaks of bytes beyond the end of the file."""
-  index = stream.index_entries
-  return bool(len(index)) and index[-1].pos + index[-1].size > file.seek(0, 2)
+def _is_fault(level: int, text: str) -> bool:
+  is_error = level <= av.logging.ERROR and not any(word in text for word in _HARMLESS)
+  return is_error or any(word in text for word in _CONCEALED)
 
 
 def decoded(
-  file: BinaryIO, timing: Timing, start: int, limits: Limits
+  file: BinaryIO, index: Index, start: int, limits: Limits
 ) -> Iterator[tuple[int, Any]]:
-  """Frames in order of time, each with the output frame it falls on; damaged ones are left out.
+  """Numbers and frames, in order, from a frame at or before `start` on.
 
-  Args:
-    start: the first output frame that is wanted: the frame shown there is among them.
+  Raises:
+    Refused: "too_large", "unreadable", "damaged".
+    Misread: see above.
   """
-  back = int(_SECONDS_BACK / timing.tick)
-  target = timing.stamp(start)
-  for seek in (target, target - back, None) if start > 0 and not timing.is_counted else (None,):
-    frames = _decoded_from(file, timing, seek, limits)
+  if index.anchors is None:
+    return _stamped(file, index, start, limits)
+  return _counted(file, index, start, limits)
+
+
+# ---- by timestamps
+
+
+def _stamped(
+  file: BinaryIO, index: Index, start: int, limits: Limits
+) -> Generator[tuple[int, Any], None, None]:
+  target, first = int(index.stamps[start]), None
+  for seconds in (0, _SECONDS_BACK, None) if start > 0 else (None,):
+    frames = _stamped_from(file, index, target, seconds, limits)
     first = next(frames, None)
-    if seek is None or (first and first[0] <= start):
-      yield from () if first is None else (first,)
+    if seconds is None or (first and first[0] <= start):
+      if first:
+        yield first
       yield from frames
       return
     frames.close()
 
 
-def _decoded_from(
-  file: BinaryIO, timing: Timing, seek: int | None, limits: Limits
+def _stamped_from(
+  file: BinaryIO, index: Index, target: int, seconds_back: int | None, limits: Limits
 ) -> Generator[tuple[int, Any], None, None]:
+  """From a place so long before a timestamp on; from the beginning of the file for None."""
+  stamps = index.stamps
   with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
-    stream = _prepared(container, limits)
-    if seek is not None and not _sought(container, stream, seek):
-      return
-    key, stamp, count = None, timing.start, 0
-    for packet in _packets(container, stream):
+    stream = prepare(container, limits)
+    if seconds_back is not None:
+      target -= int(seconds_back / stream.time_base)
+      if not _seek(container, target, stream=stream):
+        return
+    key, last = None, None if seconds_back is not None else -1
+    for packet in packets_of(container, stream):
       if key is None and packet.is_keyframe and packet.pts is not None:
         key = packet.pts
-      for frame in _frames_of(packet, limits):
-        stamp = count if timing.is_counted else stamp if frame.pts is None else frame.pts
-        count += 1
-        if timing.is_counted or key is None or stamp >= key:  # others refer to what was not read
-          yield timing.slot(stamp), frame
+      found, fault = decode_packet(packet, limits)
+      if fault and seconds_back is None and last is not None and last >= 0:
+        raise Misread(fault)
+      for frame in found:
+        if key is None or frame.pts is None or frame.pts < key:
+          continue  # it refers to what was not read
+        number = int(np.searchsorted(stamps, frame.pts))
+        if number == len(stamps) or stamps[number] != frame.pts or frame.is_corrupt:
+          raise Misread(f"a frame at {frame.pts} that no packet speaks of")
+        if last is not None and number != last + 1:
+          raise Misread(f"frame {number} comes after frame {last}")
+        last = number
+        yield number, frame
+    is_short = seconds_back is None if last is None else last + 1 < len(stamps)
+    if is_short:
+      raise Misread(f"{len(stamps)} frames were expected, {last} was the last")
 
 
-def _sought(container: Any, stream: Any, seek: int) -> bool:
+def _seek(container: Any, place: int, **options: Any) -> bool:
   try:
-    container.seek(seek, stream=stream)
+    container.seek(place, **options)
   except FFmpegError:
     return False
   return True
+
+
+# ---- by counting
+
+
+def _counted(
+  file: BinaryIO, index: Index, start: int, limits: Limits
+) -> Generator[tuple[int, Any], None, None]:
+  assert index.anchors is not None and index.kept is not None
+  before = np.searchsorted(index.anchors[:, 0], index.kept[start], "right")
+  for anchor in [*index.anchors[before - 1 : before], None] if start > 0 else [None]:
+    frames = _counted_from(file, anchor, limits)
+    first = next(frames, None)
+    if first is None and anchor is not None:
+      continue
+    for place, frame in itertools.chain(() if first is None else (first,), frames):
+      number = int(np.searchsorted(index.kept, place))
+      if number < len(index.kept) and index.kept[number] == place:
+        yield number, frame
+    return
+
+
+def _counted_from(
+  file: BinaryIO, anchor: np.ndarray | None, limits: Limits
+) -> Generator[tuple[int, Any], None, None]:
+  """All frames of the decoder with their numbers, from an anchor, or the beginning, on."""
+  with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
+    stream = prepare(container, limits)
+    packets, number = packets_of(container, stream), 0
+    if anchor is not None:
+      found = _find_anchor(container, stream, anchor)
+      if found is None:
+        return
+      packets, number = found, int(anchor[0])
+    is_begun = anchor is None
+    stream.codec_context.copy_opaque = True
+    for place, packet in enumerate(packets):
+      if place == 0 and packet.size:
+        packet.opaque = True
+      for frame in decode_packet(packet, limits)[0]:
+        is_begun = is_begun or frame.opaque is True
+        if is_begun:
+          yield number, frame
+          number += 1
+
+
+def _find_anchor(container: Any, stream: Any, anchor: np.ndarray) -> Iterator[Any] | None:
+  """The packets from a key frame on; None if it is not found where it should be."""
+  _, position, time = map(int, anchor)
+  is_by_bytes = container.format.name in _BY_BYTES and position >= 0
+  if not (is_by_bytes and _seek(container, position, unsupported_byte_offset=True)):
+    is_by_bytes = False
+    if time == NO_TIME or not _seek(container, time, stream=stream):
+      return None
+  packets = packets_of(container, stream)
+  for _, packet in zip(range(_PACKETS_TO_ANCHOR), packets, strict=False):
+    found = place_of(packet)
+    is_same = found[0] == position if is_by_bytes else found == (position, time)
+    if packet.is_keyframe and is_same:
+      return _after(packet, packets)
+  return None
+
+
+def _after(packet: Any, packets: Iterator[Any]) -> Iterator[Any]:
+  yield packet
+  yield from packets
+
+
+def place_of(packet: Any) -> tuple[int, int]:
+  """Byte position, -1 if not known, and decoding time, NO_TIME if not known."""
+  position = -1 if packet.pos is None else packet.pos
+  return position, NO_TIME if packet.dts is None else packet.dts

@@ -4,14 +4,17 @@ Both read an open file and nothing else (`container`). The rule for rates is in 
 colours in `colours`. Frames are streamed. Beside the file's own index, a reader holds at most
 `HELD_FRAMES` frames in the file's pixel format (16 references of a codec, its delay, the
 deinterlacer), four RGB pictures at the file's size or the asked one, and `HELD_BYTES` of buffers,
-however long the file is; while timestamps are looked at, about 80 bytes a frame more.
+however long the file is; and about 20 bytes a frame of its timestamps, 200 while they are looked
+at.
 
 Reasons for which a source is refused (`Refused.reason`):
   empty, not_video, no_video (audio only), no_decoder, unreadable (the storage fails)
   damaged            it was a video, and cannot be decoded; or not from here on
   reaches_out        it asks for another file or address
   too_large, too_long, too_many_frames      beyond `Limits`
-  broken_timestamps  jumps longer than `Limits.max_gap_seconds`, most at one time, or many missing
+  broken_timestamps  times leap again and again, or most are one time
+  held               one frame would be shown longer than `Limits.max_held_seconds`
+  bomb               more pixels than a file of its size may hold
   colours            a colour matrix that cannot be converted
 """
 
@@ -32,9 +35,12 @@ from data_pipeline.curate.colours import (
   Painter,
 )
 from data_pipeline.curate.container import Limits
-from data_pipeline.curate.decode import Survey, decoded, survey
+from data_pipeline.curate.decode import Index, decoded
+from data_pipeline.curate.frame_index import index_frames
+from data_pipeline.curate.packets import Survey, survey
 from data_pipeline.curate.stills import durations_ms, open_still, paint_still, still_format
-from data_pipeline.curate.timing import Timing, fill, measure
+from data_pipeline.curate.timing import Loss, Timing, fill, measure
+from data_pipeline.curate.types import Refused
 
 HELD_FRAMES = 24
 HELD_BYTES = 64 << 20
@@ -61,6 +67,8 @@ class MediaInfo:
     is_variable_rate: source frames are not evenly spaced.
     damage: "truncated": the file ends before it says, after `frames`; else "".
     declared_frames: that the file speaks of; equal to `frames` if it is not damaged.
+    timing: when they are shown; what cannot be is in its `losses`.
+    index: where they are; None for a picture.
   """
 
   format: str
@@ -84,22 +92,25 @@ class MediaInfo:
   damage: str
   declared_frames: int
   timing: Timing = dataclasses.field(repr=False)
+  index: Index | None = dataclasses.field(repr=False)
 
   @property
   def seconds(self) -> float:
     return float(self.frames / self.fps)
 
 
-def probe(file: BinaryIO, limits: Limits = _LIMITS) -> MediaInfo:
-  """Looks at a whole file: its packets, and its first frame.
+def probe(file: BinaryIO, limits: Limits = _LIMITS, *, trusts: bool = False) -> MediaInfo:
+  """Decodes a whole file to learn what is in it.
 
   Args:
     file: open for reading, seekable.
+    trusts: times that a container gives, and that look right, are believed without decoding;
+      `frames` raises `decode.Misread` where they turn out to be wrong.
   Raises:
     Refused: see the list above.
   """
   form = _form(file)
-  return _probe_still(file, form, limits) if form else _probe_video(file, limits)
+  return _probe_still(file, form, limits) if form else _probe_video(file, limits, trusts)
 
 
 def frames(
@@ -126,16 +137,27 @@ def frames(
   info = info or probe(file, limits)
   size = size or (info.width, info.height)
   stop = info.frames if stop is None else min(stop, info.frames)
-  if start >= stop:
-    return
-  if form := _form(file):
+  losses = (x for x in info.timing.losses if x.stop is None or x.stop > max(start, x.start))
+  loss = next(losses, None)
+  end = stop if loss is None else min(stop, loss.start)
+  if start < end:
+    yield from _painted(file, info, start, end, size, limits)
+  if loss is not None and max(start, end) < stop:
+    raise Refused(loss.reason, loss.detail)
+
+
+def _painted(
+  file: BinaryIO, info: MediaInfo, start: int, stop: int, size: tuple[int, int], limits: Limits
+) -> Iterator[np.ndarray]:
+  """Frames between two losses."""
+  if info.index is None:
+    form = _form(file)
     shown, paint = _pictures(file, form, info, size, limits), np.asarray
   else:
     painter = Painter(size, Orientation(info.rotation // 90, info.is_mirrored))
     shown, paint = _video(file, info, start, limits), painter.paint
-  longest = info.timing.longest_run + math.ceil(info.fps)  # a second may be lost in all
   last, painted = None, None
-  for item in fill(shown, start, stop, longest):
+  for item in fill(shown, start, stop):
     if painted is None or item is not last:
       last, painted = item, paint(item)
       painted.flags.writeable = False
@@ -148,7 +170,9 @@ def _form(file: BinaryIO) -> str:
   return still_format(file.read(512))
 
 
-def _measured(stamps: np.ndarray, last: int, tick: Fraction, rates: Any, limits: Limits) -> Timing:
+def _measured(
+  stamps: np.ndarray, last: int, tick: Fraction, rates: Any, limits: Limits, **known: Any
+) -> Timing:
   return measure(
     stamps,
     last,
@@ -158,16 +182,23 @@ def _measured(stamps: np.ndarray, last: int, tick: Fraction, rates: Any, limits:
     max_frames=limits.max_frames,
     max_fps=limits.max_fps,
     max_gap_seconds=limits.max_gap_seconds,
+    max_held_seconds=limits.max_held_seconds,
+    **known,
   )
 
 
 # ---- videos
 
 
-def _probe_video(file: BinaryIO, limits: Limits) -> MediaInfo:
+def _probe_video(file: BinaryIO, limits: Limits, trusts: bool) -> MediaInfo:
   found = survey(file, limits)
-  timing = _measured(found.stamps, found.last_ticks, found.tick, found.rates, limits)
-  timing = dataclasses.replace(timing, is_counted=found.is_counted)
+  timing, index = _lay(file, found, limits, trusts)
+  if found.unread:
+    form = found.format.partition(",")[0]
+    detail = f"another {form} file begins at byte {found.unread}: split the file there"
+    whole = [loss for loss in timing.losses if loss.stop is not None]
+    losses = (*whole, Loss(timing.frames, None, "unread", detail))
+    timing = dataclasses.replace(timing, losses=losses)
   width, height = found.orientation.size(found.width, found.height)
   return MediaInfo(
     format=found.format,
@@ -191,7 +222,28 @@ def _probe_video(file: BinaryIO, limits: Limits) -> MediaInfo:
     damage=found.damage,
     declared_frames=_declared(found, timing),
     timing=timing,
+    index=index,
   )
+
+
+def _lay(
+  file: BinaryIO, found: Survey, limits: Limits, trusts: bool
+) -> tuple[Timing, Index]:
+  """Times and places of the frames, by the container if it is believed, else by decoding all."""
+  last, tick, rates = found.last_ticks, found.tick, found.rates
+  if trusts and not found.doubt and _is_continuous(found, limits):
+    return _measured(found.stamps, last, tick, rates, limits), Index(found.stamps)
+  seen = index_frames(file, limits, next((rate for rate in rates if rate), None))
+  if seen.is_counted:
+    last, rates = 0, (1 / seen.tick,)
+  known = dict(holes=seen.holes, seams=seen.seams)
+  return _measured(seen.index.stamps, last, seen.tick, rates, limits, **known), seen.index
+
+
+def _is_continuous(found: Survey, limits: Limits) -> bool:
+  """Whether no leap in time is so long that another recording begins."""
+  steps = np.diff(found.stamps.astype(np.float64))
+  return bool(steps.max(initial=0.0) * float(found.tick) <= limits.max_gap_seconds)
 
 
 def _declared(found: Survey, timing: Timing) -> int:
@@ -204,11 +256,22 @@ def _video(
   file: BinaryIO, info: MediaInfo, start: int, limits: Limits
 ) -> Iterator[tuple[int, Any]]:
   """(output frame, decoded frame), interlaced ones made whole."""
-  whole = Deinterlacer()
-  margin = _MARGIN if info.is_interlaced else 0
-  for slot, frame in decoded(file, info.timing, max(0, start - margin), limits):
-    yield from whole.push(slot, frame)
+  assert info.index is not None
+  whole, timing, stamps = Deinterlacer(), info.timing, info.index.stamps
+  begin = max(first for first, _ in timing.parts if first <= start)
+  margin = _MARGIN if info.is_interlaced else 0  # of the same part
+  least = max(_shown_at(info, start) - margin, _shown_at(info, begin))
+  for number, frame in decoded(file, info.index, least, limits):
+    if number >= least:
+      yield from whole.push(timing.slot(int(stamps[number])), frame)
   yield from whole.flush()
+
+
+def _shown_at(info: MediaInfo, slot: int) -> int:
+  """The number of the source frame that an output frame shows."""
+  assert info.index is not None
+  end = math.ceil(info.timing.stamp(slot + 1))
+  return max(0, int(np.searchsorted(info.index.stamps, end)) - 1)
 
 
 # ---- pictures
@@ -220,7 +283,7 @@ def _probe_still(file: BinaryIO, form: str, limits: Limits) -> MediaInfo:
     image.seek(0)
     height, width = paint_still(image, None).shape[:2]
     if len(shown) == 1:
-      timing = Timing(0, Fraction(1), Fraction(1), 1, False, 1, 1)
+      timing = Timing(0, Fraction(1), Fraction(1), 1, False, 1)
     else:
       stamps = np.cumsum([0, *shown[:-1]], dtype=np.int64)
       timing = _measured(stamps, shown[-1], Fraction(1, 1000), (), limits)
@@ -246,6 +309,7 @@ def _probe_still(file: BinaryIO, form: str, limits: Limits) -> MediaInfo:
       damage="",
       declared_frames=timing.frames,
       timing=timing,
+      index=None,
     )
 
 

@@ -48,6 +48,10 @@ class MotionMeter:
     self._pairs: list[int] = []  # number of the later frame
     self._rows = array("d")  # size, camera's x and y, zoom, camera's size: of every pair
 
+  def skip_to(self, number: int) -> None:
+    """Says that the next frame is this one, and that nothing joins it to the frames before."""
+    self._before, self._frames = None, number
+
   def add(self, frame: np.ndarray) -> None:
     """Args: frame: uint8 RGB [h,w,3]; all of one size, about 256 pixels wide."""
     if self._frames % self._gap == 0:

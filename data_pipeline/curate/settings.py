@@ -22,7 +22,11 @@ from data_pipeline.curate.shots import DETECTORS
 from data_pipeline.errors import BadInput
 from data_pipeline.video_writer import CODECS, MAX_SIDE
 
-CUT_VERSION = 2  # of what `cut_source` makes; another one makes everything anew
+CUT_VERSION = 3  # of what `cut_source` makes; another one makes everything anew
+_UNKNOWN_SECONDS = 4 * 3600.0
+_MAY_BE_SMALL = frozenset(
+  {"timeout_seconds_per_megabyte", "max_held_seconds", "free_pixels", "pixels_per_byte"}
+)
 _THRESHOLDS = {"adaptive": (1.0, 255.0), "content": (1.0, 255.0), "transnetv2": (0.0, 1.0)}
 
 
@@ -31,22 +35,33 @@ class Decode:
   """Bounds of one source. Attributes below `memory_bytes` are those of `container.Limits`.
 
   Attributes:
-    timeout_seconds: of wall-clock time for all that is done with it.
+    timeout_seconds, timeout_seconds_per_megabyte: of wall-clock time for all that is done with it.
     memory_bytes: RSS of the process that does it.
   """
 
   timeout_seconds: float
+  timeout_seconds_per_megabyte: float
   memory_bytes: int
   max_side: int
   max_pixels: int
+  free_pixels: float
+  pixels_per_byte: float
   max_seconds: float
   max_frames: int
   max_fps: float
   max_gap_seconds: float
+  max_held_seconds: float
 
   def __post_init__(self) -> None:
     for name, value in vars(self).items():
-      check_range(f"curate.decode.{name}", value, 1)
+      least = 0 if name in _MAY_BE_SMALL else 1
+      check_range(f"curate.decode.{name}", value, least)
+
+  def seconds(self, size: int) -> float:
+    """Time that a source of `size` bytes may take; -1 where the size is not known."""
+    if size < 0:
+      return max(self.timeout_seconds, _UNKNOWN_SECONDS)
+    return self.timeout_seconds + self.timeout_seconds_per_megabyte * size / 1e6
 
   @property
   def limits(self) -> MediaLimits:

@@ -68,7 +68,8 @@ def read_summary(source: Source, settings: Settings, folder: str | os.PathLike) 
 
 
 def _bounds(settings: Settings) -> list[float]:
-  return [settings.decode.timeout_seconds, settings.decode.memory_bytes]
+  decode = settings.decode
+  return [decode.timeout_seconds, decode.timeout_seconds_per_megabyte, decode.memory_bytes]
 
 
 def spool_key(name: str) -> str:

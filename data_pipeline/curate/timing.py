@@ -9,15 +9,17 @@ kept. It ends where the last source frame ends. FFmpeg's `fps=FPS:round=near` do
 place of its own, exactly but for the rounding of timestamps, and no more than half as high again as
 the median interval says. If there is none, it is the file's own rate when at that rate no frame is
 repeated or dropped; otherwise that of the median interval. A rate above `max_fps` is divided by the
-smallest whole number that brings it down. A file without any timestamps has its frames evenly
-spaced, at the rate it speaks of, or 25.
+smallest whole number that brings it down.
+
+Output frames in which nothing may be shown are `losses`: where frames could not be decoded, and
+where one would be held longer than `max_held_seconds`.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,7 +35,19 @@ _MOST_ABOVE = 1.5  # times the rate of the median interval
 _MOST_TWINS = 0.5  # share of frames that may have the time of another
 
 
-@dataclasses.dataclass(frozen=True)
+class Loss(NamedTuple):
+  """Output frames `start <= k < stop` that nothing may be shown in; `stop` is None for the end.
+
+  `stop == start` where frames are missing without leaving time.
+  """
+
+  start: int
+  stop: int | None
+  reason: str
+  detail: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Timing:
   """How the frames of a source lie on the constant rate.
 
@@ -44,8 +58,8 @@ class Timing:
     frames: of the output.
     is_variable: the source's frames are not evenly spaced.
     source_frames: that have a time.
-    longest_run: output frames that one source frame fills, at most.
-    is_counted: frames have no timestamps, and are counted instead.
+    losses: in order, without overlap.
+    seams: output frames at which another recording begins, that was joined to the one before.
   """
 
   start: int
@@ -54,16 +68,28 @@ class Timing:
   frames: int
   is_variable: bool
   source_frames: int
-  longest_run: int
-  is_counted: bool = False
+  losses: tuple[Loss, ...] = ()
+  seams: tuple[int, ...] = ()
 
   def slot(self, stamp: int) -> int:
     """The output frame on which a timestamp falls."""
     return nearest((stamp - self.start) * self.tick * self.fps)
 
-  def stamp(self, slot: int) -> int:
-    """The latest timestamp that surely falls on an output frame or before it."""
-    return self.start + math.floor((slot - Fraction(1, 2)) / (self.fps * self.tick))
+  def stamp(self, slot: int) -> Fraction:
+    """The first time, in ticks, that falls on an output frame."""
+    return self.start + (slot - Fraction(1, 2)) / (self.fps * self.tick)
+
+  @property
+  def parts(self) -> list[tuple[int, int]]:
+    """Ranges of output frames that follow each other in the source, without a loss or a seam."""
+    edges = [(loss.start, self.frames if loss.stop is None else loss.stop) for loss in self.losses]
+    edges += [(seam, seam) for seam in self.seams]
+    parts, begin = [], 0
+    for start, stop in [*sorted(edges), (self.frames, self.frames)]:
+      if start > begin:
+        parts.append((begin, start))
+      begin = max(begin, stop)
+    return parts
 
 
 def nearest(value: Fraction) -> int:
@@ -81,6 +107,9 @@ def measure(
   max_frames: int,
   max_fps: float,
   max_gap_seconds: float,
+  max_held_seconds: float,
+  holes: Iterable[tuple[int, str]] = (),
+  seams: Iterable[int] = (),
 ) -> Timing:
   """Lays timestamps on a constant rate.
 
@@ -89,6 +118,8 @@ def measure(
     last_ticks: duration of the last frame; 0 if not known.
     tick: seconds a unit of `stamps`.
     rates: frames/second that the container speaks of, best first; None and 0 are not known.
+    holes: source frames before which others are missing (n: behind the last), with the cause.
+    seams: source frames at which another recording begins.
   Raises:
     Refused: "broken_timestamps", "too_long" or "too_many_frames".
   """
@@ -104,9 +135,57 @@ def measure(
   frames = max(1, nearest(((last - first) * tick + length) * fps))
   if frames > max_frames:
     raise Refused("too_many_frames", f"{frames} frames at {float(fps):g} fps")
-  runs = np.append(np.diff(offsets), float(length)) * float(fps)
-  longest = math.ceil(float(runs.max()) + 1)
-  return Timing(first, tick, fps, frames, is_variable, len(stamps), longest)
+  timing = Timing(first, tick, fps, frames, is_variable, len(stamps))
+  losses = _held(timing, times, 1 / rate, max_held_seconds)
+  losses += [_missing(timing, np.sort(stamps), 1 / rate, *hole) for hole in holes]
+  starts = [timing.slot(int(np.sort(stamps)[seam])) for seam in seams]
+  return dataclasses.replace(timing, losses=_merged(losses, frames), seams=tuple(starts))
+
+
+def _after(timing: Timing, stamp: int, interval: Fraction) -> int:
+  """The output frame at which a source frame has been shown for an interval."""
+  shown = (stamp - timing.start) * timing.tick + interval
+  return max(timing.slot(stamp) + 1, nearest(shown * timing.fps))
+
+
+def _held(timing: Timing, times: np.ndarray, interval: Fraction, most: float) -> list[Loss]:
+  """Where one frame would be shown longer than `most` seconds, and than usual."""
+  most = max(most, _MOST_ABOVE * float(interval))
+  ends = [*times[1:].tolist(), None]
+  steps = np.append(np.diff(times.astype(np.float64)) * float(timing.tick), np.inf)
+  losses = []
+  for place in np.flatnonzero(steps > most):
+    stamp, end = int(times[place]), ends[place]
+    stop = timing.frames if end is None else timing.slot(end)
+    start = _after(timing, stamp, interval)
+    seconds = float((stop - timing.slot(stamp)) / timing.fps)
+    if seconds > most and start < stop:
+      losses.append(Loss(start, stop, "held", f"one frame is shown for {seconds:.4g} s"))
+  return losses
+
+
+def _missing(
+  timing: Timing, stamps: np.ndarray, interval: Fraction, before: int, cause: str
+) -> Loss:
+  if before == len(stamps):
+    return Loss(timing.frames, None, "damaged", cause)
+  stop = timing.slot(int(stamps[before]))
+  start = min(stop, _after(timing, int(stamps[before - 1]), interval)) if before else stop
+  return Loss(start, stop, "damaged", cause)
+
+
+def _merged(losses: list[Loss], frames: int) -> tuple[Loss, ...]:
+  """In order, those that overlap as one, of which damage tells the reason."""
+  merged: list[Loss] = []
+  for loss in sorted(losses, key=lambda loss: (loss.start, loss.reason != "damaged")):
+    end = None if not merged else merged[-1].stop
+    if merged and (end is None or loss.start < end):
+      first = min(merged[-1], loss, key=lambda one: one.reason != "damaged")
+      stop = None if None in (end, loss.stop) else max(end or 0, loss.stop or 0)
+      merged[-1] = Loss(merged[-1].start, stop, first.reason, first.detail)
+    else:
+      merged.append(loss)
+  return tuple(merged)
 
 
 def _check_span(
@@ -162,30 +241,19 @@ def _usual(interval: float, tick: float) -> Fraction:
   return 1 / slow if interval > 1 else Fraction(1 / interval).limit_denominator(1001)
 
 
-def fill(
-  shown: Iterable[tuple[int, Shown]], start: int, stop: int, longest: int
-) -> Iterator[Shown]:
+def fill(shown: Iterable[tuple[int, Shown]], start: int, stop: int) -> Iterator[Shown]:
   """What is shown in the output frames `start <= k < stop`, one after the other.
 
   Args:
     shown: (output frame, what is shown from it on), ascending; may begin before `start`.
-    longest: output frames that one may fill. More means that frames between could not be decoded.
-  Raises:
-    Refused: "damaged", after all that precedes the hole.
   """
   at, held, is_held = start, None, False
   for slot, item in shown:
-    if not is_held:
-      held, is_held = item, True  # nothing before it could be decoded: it stands in
-    if slot - at > longest:
-      break
-    while at < min(slot, stop):
+    while is_held and at < min(slot, stop):
       yield held  # pyright: ignore[reportReturnType]
       at += 1
     if at >= stop:
       return
-    held = item
-  if not is_held or stop - at > longest:
-    raise Refused("damaged", f"nothing can be decoded after frame {at}, {stop} were expected")
-  for _ in range(at, stop):
+    held, is_held = item, True
+  for _ in range(at, stop if is_held else at):
     yield held  # pyright: ignore[reportReturnType]

@@ -42,7 +42,7 @@ def find_windows(
 
   So a shot leaves nothing over, unless its even parts would be too short: then windows of full
   length follow each other, and the rest is left. Durations are rounded to frames so that no
-  window is shorter or longer than it may be. A source of one frame, an image, is one window.
+  window is shorter or longer than it may be.
 
   Args:
     shots: in order, without overlap.
@@ -54,8 +54,6 @@ def find_windows(
   Returns:
     The windows, and what is left, in order.
   """
-  if frames == 1:
-    return [Window(0, 1, 0)], []
   fps = Fraction(fps)
   least = max(1, math.ceil(round(Fraction(min_seconds) * fps, 6)))
   most = max(least, math.floor(round(Fraction(max_seconds) * fps, 6)))

@@ -65,7 +65,7 @@ class Cutter:
       run_in_child(
         _cut,
         (source, self.settings, str(self.work.spools)),
-        seconds=decode.timeout_seconds,
+        seconds=decode.seconds(source.size),
         memory_bytes=decode.memory_bytes,
       )
     except ChildFailed as error:

@@ -62,6 +62,38 @@ def greys(count, size=16) -> list[np.ndarray]:
   return [np.full((size, size, 3), 5 * number % 256, np.uint8) for number in range(count)]
 
 
+def write_numbered(path, count, first, *options) -> Path:
+  """Encodes `count` frames of 64x48 at 25 a second that bear the numbers from `first` on."""
+  rows, columns = np.mgrid[0:24, 0:64]
+  pictures = np.zeros((count, 48, 64, 3), np.uint8)
+  for place, number in enumerate(range(first, first + count)):
+    wave = np.sin(columns / 5 + number / 7) + np.sin(rows / 4 - number / 9)
+    pictures[place, :24] = (128 + 50 * wave).astype(np.uint8)[..., None]
+    for bit in range(12):
+      y, x = 24 + 12 * (bit // 6), 2 + 10 * (bit % 6)
+      pictures[place, y : y + 12, x : x + 10] = 255 * (number >> bit & 1)
+  raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48", "-r", 25, "-i", "-")
+  command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *raw, *options, path]
+  subprocess.run(list(map(str, command)), input=pictures.tobytes(), check=True)
+  return Path(path)
+
+
+def read_numbers(pictures) -> list[int]:
+  """The numbers that frames of `write_numbered` bear."""
+  found = []
+  for picture in np.asarray(pictures):
+    blocks = picture[24:, 2:62, 1].reshape(2, 12, 6, 10)[:, 3:9, :, 3:7].mean((1, 3)).ravel()
+    found.append(sum(1 << bit for bit in range(12) if blocks[bit] > 128))
+  return found
+
+
+def runs_of(numbers) -> list[tuple[int, int]]:
+  """First and last of each run of numbers that follow each other."""
+  edges = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
+  starts, stops = [0, *edges], [*edges, len(numbers)]
+  return [(numbers[a], numbers[b - 1]) for a, b in zip(starts, stops, strict=True)]
+
+
 @pytest.fixture(scope="session")
 def make():
   """The makers above, by name."""
@@ -71,6 +103,9 @@ def make():
     reference=reference_frames,
     write=write_frames,
     greys=greys,
+    numbered=write_numbered,
+    read_numbers=read_numbers,
+    runs=runs_of,
     X264=X264,
   )
 

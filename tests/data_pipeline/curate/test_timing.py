@@ -13,6 +13,7 @@ from data_pipeline.curate.types import Refused
 
 MS = Fraction(1, 1000)
 LIMITS = {"max_seconds": 3600, "max_frames": 10_000, "max_fps": 120, "max_gap_seconds": 60}
+LIMITS |= {"max_held_seconds": 1}
 
 
 def laid(stamps, *, last=0, tick=MS, rates=(), **limits):
@@ -92,23 +93,40 @@ def test_what_no_video_has_is_refused(stamps, limits, reason):
   st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(0, 30), st.integers(0, 20)
 )
 def test_fill_shows_the_last_frame_before(slots, start, length):
-  slots = sorted(slots)
+  slots = sorted([0, *slots])
   expected = [
-    max((i for i, slot in enumerate(slots) if slot <= k), default=0)
-    for k in range(start, start + length)
+    max(i for i, slot in enumerate(slots) if slot <= k) for k in range(start, start + length)
   ]
   shown = [(slot, number) for number, slot in enumerate(slots)]
-  assert list(fill(shown, start, start + length, 1000)) == expected
+  assert list(fill(shown, start, start + length)) == expected
 
 
-def test_fill_stops_at_a_hole():
-  found = []
-  with pytest.raises(Refused, match="damaged.*frame 2"):
-    for item in fill([(0, "a"), (1, "b"), (2, "c"), (50, "d")], 0, 60, 10):
-      found.append(item)
-  assert found == ["a", "b"]
-  with pytest.raises(Refused, match="damaged"):
-    list(fill([], 0, 3, 10))
+def test_what_is_held_too_long_is_a_loss():
+  """A leap of half a minute, one of less than a second, and a last frame that stays."""
+  stamps = [*range(0, 1000, 40), *range(31_000, 32_000, 40), *range(32_720, 33_000, 40)]
+  timing = laid(stamps, last=5000, rates=[Fraction(25)])
+  assert timing.fps == 25 and timing.frames == 949
+  assert [tuple(loss)[:3] for loss in timing.losses] == [(25, 775, "held"), (825, 949, "held")]
+  assert "30.04 s" in timing.losses[0].detail
+  assert timing.parts == [(0, 25), (775, 825)]
+
+
+def test_slides_are_not_held():
+  timing = laid(range(0, 60_000, 3000))
+  assert timing.fps == Fraction(1, 3) and not timing.losses and timing.parts == [(0, 20)]
+
+
+def test_holes_and_seams_divide_the_parts():
+  stamps = [*range(0, 400, 40), *range(800, 1200, 40)]
+  known = dict(holes=[(10, "zeros"), (15, "no time"), (20, "the end")], seams=[5])
+  timing = laid(stamps, rates=[Fraction(25)], **known)
+  assert [tuple(loss) for loss in timing.losses] == [
+    (10, 20, "damaged", "zeros"),
+    (25, 25, "damaged", "no time"),
+    (30, None, "damaged", "the end"),
+  ]
+  assert timing.seams == (5,)
+  assert timing.parts == [(0, 5), (5, 10), (20, 25), (25, 30)]
 
 
 def test_halves_are_rounded_up():

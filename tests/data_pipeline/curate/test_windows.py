@@ -52,10 +52,6 @@ def test_windows_overlap_by_what_is_asked():
   assert [a[1] - b[0] for a, b in zip(spans, spans[1:], strict=False)] == [10] * (len(spans) - 1)
 
 
-def test_an_image_is_a_window():
-  assert find([(0, 1)], 1) == ([Window(0, 1, 0)], [])
-
-
 @pytest.mark.parametrize("fps", [Fraction(30000, 1001), Fraction(24), 23.976, 60, 1])
 def test_durations_are_never_shorter_or_longer_than_asked(fps):
   windows, _ = find([(0, 10_000)], 10_000, fps, min_seconds=1.1, max_seconds=3.7)

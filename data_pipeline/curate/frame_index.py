@@ -1,0 +1,391 @@
+"""Decodes a whole video to learn which frames it has, when each is shown, and where it is broken.
+
+For files whose container cannot be believed. The decoder's order is the order of the frames.
+
+Times. Where they go back by no more than a decoder reorders, they were invented in decoding order:
+the frames get them sorted. Where they go back further, or leap beyond `Limits.max_gap_seconds`,
+another recording begins: it is laid behind the one before it (a seam). Where there are none, frames
+are evenly spaced.
+
+Damage. When a packet cannot be decoded whole, or bytes of the file were skipped before it, nothing
+is believed from there to the next whole key frame. What can be shown on both sides is kept.
+"""
+
+import dataclasses
+from bisect import bisect_left, bisect_right
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator
+from fractions import Fraction
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from data_pipeline.curate.container import Limits, open_media, refusing
+from data_pipeline.curate.decode import NO_TIME, Index, decode_packet, place_of
+from data_pipeline.curate.packets import (
+  DAMAGED_PACKET,
+  ZEROS,
+  ByteCount,
+  Gap,
+  find_fault,
+  is_hidden,
+  packets_of,
+  prepare,
+  seconds_of,
+)
+from data_pipeline.curate.types import Refused
+
+_REORDERED = 17  # frames that a decoder holds back, at most (H.264 and HEVC: 16)
+_MOST_TIMELESS = 0.1  # share of frames without a time; with more, none is believed
+_MOST_SEAMS = 0.04  # of the frames, and eight more
+_RATE = Fraction(25)
+
+
+class Hole(NamedTuple):
+  """Frames that are lost. Attributes: before: number of the first frame after them; detail."""
+
+  before: int
+  detail: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrameIndex:
+  """What a video really holds.
+
+  Attributes:
+    index: its frames.
+    tick: seconds a unit of the stamps.
+    holes: where frames are lost, in order.
+    seams: numbers of the frames at which another recording begins.
+    is_counted: there were no times; the stamps count.
+  """
+
+  index: Index
+  tick: Fraction
+  holes: tuple[Hole, ...]
+  seams: tuple[int, ...]
+  is_counted: bool
+
+
+class _Log:
+  """What was seen while a file was decoded."""
+
+  def __init__(self) -> None:
+    self.places: list[tuple[int, int]] = []  # of packets: byte position, decoding time
+    self.times: list[int] = []  # of packets, NO_TIME if unknown
+    self.faults: dict[int, str] = {}  # by packet: it is not whole
+    self.gaps: dict[int, str] = {}  # by packet: something before it is missing
+    self.keys: set[int] = set()  # packets of key frames, as the container says
+    self.silent: set[int] = set()  # packets that show nothing by themselves
+    self.hidden: set[int] = set()  # those of them that an edit list leaves out
+    self.shown: list[tuple[int, int, bool]] = []  # of frames: packet, time, is a key frame
+
+  def forgive(self, packet: Any) -> None:
+    """Takes back what was noted of a recording's last packets, if this is the first of another.
+
+    Demuxers take a join for damage: the packets' counters do not go on.
+    """
+    before = self.places[-1][1] if self.places else NO_TIME
+    if packet.dts is not None and packet.dts < before:
+      for number in (len(self.places) - 1, len(self.places) - 2):
+        if self.faults.get(number) == DAMAGED_PACKET:
+          del self.faults[number]
+
+  def _blame(self, number: int, fault: str) -> None:
+    """Notes a packet that is not whole."""
+    self.faults.setdefault(number, fault)
+    if fault == ZEROS and number:
+      self.faults.setdefault(number - 1, fault)  # its end may be cut by fewer zeros than are seen
+
+  def end(self) -> None:
+    """Blames the packets around a gap: that before may be cut, that behind refers back."""
+    for number, cause in self.gaps.items():
+      for near in (number - 1, number):
+        if near >= 0 and (near < number or near not in self.keys):
+          self.faults.setdefault(near, cause)
+
+  def add(
+    self, packet: Any, frames: list[Any], fault: str, *, is_silent: bool, gap: Gap | None
+  ) -> None:
+    """Notes a packet that was decoded, or the end (an empty one), and what came out."""
+    number = len(self.places)
+    if packet.size:
+      self.places.append(place_of(packet))
+      self.times.append(NO_TIME if packet.pts is None else packet.pts)
+      self.keys |= {number} if packet.is_keyframe else set()
+      self.silent |= {number} if is_silent else set()
+      self.hidden |= {number} if packet.is_discard else set()
+      if gap:
+        self.gaps[number - gap.packets_ago] = gap.cause
+    if fault:
+      self._blame(min(number, len(self.places) - 1), fault)
+    for frame in frames:
+      origin = len(self.places) - 1 if frame.opaque is None else frame.opaque
+      if frame.is_corrupt:
+        self.faults.setdefault(origin, "a damaged frame")
+      time = NO_TIME if frame.pts is None else frame.pts
+      self.shown.append((origin, time, bool(frame.key_frame)))
+
+
+def index_frames(file: BinaryIO, limits: Limits, rate: Fraction | None) -> FrameIndex:
+  """Decodes a video from beginning to end.
+
+  Args:
+    rate: frames/second of a video without times, if it speaks of one.
+  Raises:
+    Refused: "damaged" when no frame is whole, "bomb", or what `packets` refuses.
+  """
+  log, tick = _decode_all(file, limits)
+  if not log.shown:
+    raise Refused("damaged", "no frame can be decoded")
+  packet, times, is_key = (np.array(column) for column in zip(*log.shown, strict=True))
+  is_key &= np.isin(packet, list(log.keys)) | (not log.keys)
+  faults = np.array(sorted(log.faults), np.int64)
+  is_good = find_whole(packet, is_key, faults, np.array(sorted(log.hidden & log.keys), np.int64))
+  is_good = _without_stragglers(packet, is_good, is_key, log)
+  kept = np.flatnonzero(is_good)
+  if not len(kept):
+    raise Refused("damaged", f"none of {len(packet)} frames is whole")
+  is_counted = bool((times[kept] == NO_TIME).mean() > _MOST_TIMELESS)
+  if is_counted:
+    tick = 1 / (rate if rate and rate > 0 else _RATE)
+    stamps, shifts, seams = np.arange(len(kept)), None, []
+  else:
+    edits = _find_edits(log, packet[kept])
+    stamps, shifts, seams = _settle_kept(times, kept, round(limits.max_gap_seconds / tick), edits)
+  anchors = [
+    (number, *log.places[packet[number]])
+    for number in np.flatnonzero(is_key & is_good)
+    if log.places[packet[number]][0] >= 0 or not seams
+  ]
+  index = Index(stamps, np.array(anchors, np.int64).reshape(-1, 3), kept)
+  holes = _find_holes(log, packet, kept, stamps, shifts)
+  return FrameIndex(index, tick, tuple(holes), tuple(seams), is_counted)
+
+
+def _decode_all(file: BinaryIO, limits: Limits) -> tuple[_Log, Fraction]:
+  log, size = _Log(), file.seek(0, 2)
+  with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
+    stream = prepare(container, limits, is_alone=False)
+    context = stream.codec_context
+    context.copy_opaque = True
+    skipped = ByteCount(container.format.name, size, seconds_of(container))
+    for packet in packets_of(container, *container.streams):
+      gap = skipped.add(packet, is_timed=packet.stream is stream)
+      if packet.stream is not stream:
+        continue
+      log.forgive(packet)
+      if packet.size:
+        packet.opaque = len(log.places)
+      is_silent = packet.is_discard or is_hidden(packet, context.name)
+      fault = find_fault(packet, context.name)
+      frames, said = decode_packet(packet, limits)
+      log.add(packet, frames, fault or said, is_silent=is_silent, gap=gap)
+      limits.check_count(len(log.shown), context.width, context.height, size)
+    log.end()
+    return log, stream.time_base
+
+
+def find_whole(
+  packet: np.ndarray, is_key: np.ndarray, faults: np.ndarray, hidden_keys: np.ndarray
+) -> np.ndarray:
+  """Tells which frames refer to nothing that is damaged.
+
+  Args:
+    packet: int [n], of each frame, in the order in which frames are shown.
+    is_key: bool [n], the frame refers to no other.
+    faults: packets that are not whole, ascending.
+    hidden_keys: packets of key frames that are decoded and not shown, as an edit list has it.
+  Returns:
+    bool [n].
+  """
+  shown, places = np.unique(packet, return_index=True)  # a packet's first frame stands for it
+  is_begin = is_key[places] & ~np.isin(shown, faults)
+  hidden = np.setdiff1d(hidden_keys, faults)
+  keys = np.concatenate([shown[is_begin], hidden])
+  shown_at = np.concatenate([places[is_begin], np.zeros(len(hidden), places.dtype)])
+  order = np.argsort(keys)
+  keys, shown_at = keys[order], shown_at[order]
+  if not len(keys):
+    keys, shown_at = shown[:1], places[:1]
+  group = np.searchsorted(keys, packet, "right") - 1  # the key frame before it in the file
+  leads = (group >= 0) & (np.arange(len(packet)) < shown_at[np.maximum(group, 0)])
+  begin = keys[np.maximum(group - leads, 0)]  # what is shown before its key refers further back
+  is_whole = np.searchsorted(faults, begin) == np.searchsorted(faults, packet, "right")
+  return is_whole & (group - leads >= 0)
+
+
+def _without_stragglers(
+  packet: np.ndarray, is_good: np.ndarray, is_key: np.ndarray, log: _Log
+) -> np.ndarray:
+  """The frames that are whole, but for those between the first that is not and the next key frame.
+
+  Decoders may give them out of order there, or with the time of another.
+  """
+  is_good = is_good.copy()
+  lost = set(_find_silenced(log, packet, np.sort(packet[is_good])))
+  known = sorted({*packet.tolist(), *lost})
+  is_hurt, last = False, -1
+  for place in range(len(packet)):
+    between = known[bisect_right(known, last) : bisect_left(known, int(packet[place]))]
+    is_hurt |= not is_good[place] or any(number in lost for number in between)
+    if is_good[place]:
+      is_hurt &= not is_key[place]
+      is_good[place] = not is_hurt
+    last = max(last, int(packet[place]))
+  return is_good
+
+
+def _find_edits(log: _Log, shown: np.ndarray) -> set[int]:
+  """Frames before which packets are hidden, as where another piece of an edit list begins."""
+  hidden = np.array(sorted(log.hidden), np.int64)
+  runs = hidden[np.diff(hidden, prepend=-2) > 1]
+  group = np.searchsorted(runs, shown)
+  return set((np.flatnonzero(np.diff(group) > 0) + 1).tolist())
+
+
+def _settle_kept(
+  times: np.ndarray, kept: np.ndarray, most_gap: int, edits: Collection[int]
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+  """`settle` of the frames that are kept; invented times are those of all frames, sorted."""
+  known = times[kept][times[kept] != NO_TIME]
+  if not _is_invented(known):
+    return settle(times[kept], most_gap, edits)
+  stamps, shifts, seams = settle(times, most_gap)
+  seams = sorted({int(np.searchsorted(kept, seam)) for seam in seams} - {0, len(kept)})
+  return stamps[kept], shifts[kept], seams
+
+
+def settle(
+  times: np.ndarray, most_gap: int, edits: Collection[int] = ()
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+  """Makes the times of frames ascend, in the order in which they come.
+
+  Args:
+    times: int64 [n], ticks; NO_TIME for few of them.
+    most_gap: ticks; a longer leap begins another recording.
+    edits: frames at which a piece of an edit list begins: their times need not join exactly.
+  Returns:
+    Times, int64 [n]; what was added to those of the frame's recording, int64 [n]; and the seams:
+    the frames at which another recording begins.
+  Raises:
+    Refused: "broken_timestamps": there are more seams than a file is joined of.
+  """
+  known, times = times[times != NO_TIME], times.copy()
+  usual = _usual(known)
+  _smooth(times, usual)
+  filled, seams, top = [], [0], None
+  recent: deque[int] = deque(maxlen=2 * _REORDERED)
+  for number, time in enumerate(times.tolist()):
+    if time == NO_TIME:
+      time = (top + usual) if top is not None else int(known[0]) - usual
+    is_edit = top is not None and number in edits and abs(time - top - usual) > usual / 4
+    if top is not None and (is_edit or not _goes_on(time, top, recent, usual, most_gap)):
+      seams.append(number)
+      recent.clear()
+      top = time
+    top = time if top is None else max(top, time)
+    recent.append(time)
+    filled.append(time)
+  if len(seams) - 1 > _MOST_SEAMS * len(times) + 8:
+    raise Refused("broken_timestamps", f"times leap {len(seams) - 1} times in {len(times)} frames")
+  settled, shifts, end = [], [], None
+  for first, stop in zip(seams, [*seams[1:], len(filled)], strict=True):
+    ordered = sorted(filled[first:stop])
+    shift = 0 if end is None else end + usual - ordered[0]
+    settled += [time + shift for time in ordered]
+    shifts += [shift] * len(ordered)
+    end = settled[-1]
+  return np.array(settled, np.int64), np.array(shifts, np.int64), seams[1:]
+
+
+def _is_invented(times: np.ndarray) -> bool:
+  """Tells whether times are those of decoding: even, but out of order by what decoders reorder."""
+  steps = np.diff(np.sort(times))
+  if len(times) < 3 or (np.diff(times) > 0).all():
+    return False
+  places = np.argsort(np.argsort(times, kind="stable"), kind="stable")
+  is_near = np.abs(places - np.arange(len(times))).max() <= _REORDERED
+  is_even = (np.abs(steps - np.median(steps)) <= np.median(steps) / 8).mean() > 1 - _MOST_TIMELESS
+  return bool(is_near and is_even and (steps > 0).all())
+
+
+def _usual(times: np.ndarray) -> int:
+  """The usual interval, ticks."""
+  steps = np.diff(np.sort(times) if _is_invented(times) else times).astype(np.float64)
+  return max(1, round(float(np.median(steps[steps > 0])))) if (steps > 0).any() else 1
+
+
+def _smooth(times: np.ndarray, usual: int) -> None:
+  """Lays frames evenly where times come a second time and then go on as if they had not.
+
+  Demuxers that fill in times of frames without one err so, for few frames.
+  """
+  for before in np.flatnonzero(np.diff(times) <= 0).tolist():
+    recent = times[max(0, before - 2 * _REORDERED) : before + 1]
+    if _is_free(int(times[before + 1]), recent.tolist(), usual):
+      continue
+    for after in range(before + 2, min(before + _REORDERED, len(times))):
+      even = times[before] + usual * np.arange(1, after - before + 1)
+      if abs(int(times[after]) - int(even[-1])) <= usual // 2:
+        times[before + 1 : after] = even[:-1]
+        break
+
+
+def _is_free(time: int, others: Iterable[int], usual: int) -> bool:
+  """Tells whether no other frame has about this time."""
+  return all(2 * abs(time - other) > usual for other in others)
+
+
+def _goes_on(time: int, top: int, recent: Iterable[int], usual: int, most_gap: int) -> bool:
+  """Tells whether a time is of the same recording as recent ones, the latest of them being `top`.
+
+  A time that goes back has to be free: none of the others is near it.
+  """
+  if time > top:
+    return time <= top + most_gap
+  return time == top or (time >= top - _REORDERED * usual and _is_free(time, recent, usual))
+
+
+def _find_holes(
+  log: _Log, packet: np.ndarray, kept: np.ndarray, stamps: np.ndarray, shifts: np.ndarray | None
+) -> list[Hole]:
+  """Where frames are lost, between those that are kept."""
+  counts: Counter[int] = Counter()
+  causes: dict[int, str] = {}
+  faults, shown = np.array(sorted(log.faults), np.int64), packet[kept]
+
+  def tell(before: int, number: int, count: int) -> None:
+    at = np.searchsorted(faults, number, "right") - 1
+    cause = log.faults[int(faults[at])] if at >= 0 else "before the first key frame"
+    causes.setdefault(before, log.gaps.get(number, cause))
+    counts[before] += count
+
+  for place in np.setdiff1d(np.arange(len(packet)), kept):
+    tell(int(np.searchsorted(kept, place)), int(packet[place]), 1)
+  for number in _find_silenced(log, packet, np.sort(shown)):
+    earlier = np.flatnonzero(shown < number)
+    before = int(earlier.max(initial=-1)) + 1
+    near = int(earlier[np.argmax(shown[earlier])]) if len(earlier) else -1
+    is_later = near >= 0 and log.places[number][1] >= log.places[int(shown[near])][1]
+    if shifts is not None and is_later and log.times[number] != NO_TIME:
+      before = int(np.searchsorted(stamps, log.times[number] + shifts[near], "right"))
+    tell(before, number, 1)
+  for number in log.gaps:
+    tell(int(np.argmax(shown >= number)) if (shown >= number).any() else len(kept), number, 0)
+  return [Hole(before, _detail(counts[before], causes[before])) for before in sorted(causes)]
+
+
+def _detail(count: int, cause: str) -> str:
+  return f"{count} frames cannot be decoded: {cause}" if count else f"frames are missing: {cause}"
+
+
+def _find_silenced(log: _Log, packet: np.ndarray, good: np.ndarray) -> Iterator[int]:
+  """The packets of damaged stretches that show nothing and should."""
+  shown, end = set(packet.tolist()), -1
+  for fault in sorted(log.faults):
+    if fault < end:
+      continue
+    after = np.searchsorted(good, fault)
+    end = int(good[after]) if after < len(good) else len(log.places)
+    yield from (n for n in range(fault, end) if n not in shown and n not in log.silent)
