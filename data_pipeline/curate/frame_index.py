@@ -22,20 +22,18 @@ import numpy as np
 
 from data_pipeline.curate.container import Limits, open_media, refusing
 from data_pipeline.curate.decode import NO_TIME, Index, decode_packet, place_of
-from data_pipeline.curate.packets import (
+from data_pipeline.curate.faults import (
   DAMAGED_PACKET,
+  REORDERED,
   ZEROS,
   ByteCount,
   Gap,
   find_fault,
   is_hidden,
-  packets_of,
-  prepare,
-  seconds_of,
 )
+from data_pipeline.curate.packets import packets_of, prepare, seconds_of
 from data_pipeline.curate.types import Refused
 
-_REORDERED = 17  # frames that a decoder holds back, at most (H.264 and HEVC: 16)
 _MOST_TIMELESS = 0.1  # share of frames without a time; with more, none is believed
 _MOST_SEAMS = 0.04  # of the frames, and eight more
 _RATE = Fraction(25)
@@ -117,6 +115,8 @@ class _Log:
       self.hidden |= {number} if packet.is_discard else set()
       if gap:
         self.gaps[number - gap.packets_ago] = gap.cause
+      if gap and gap.packets_ago:  # its time is that of the packet that was lost
+        self.faults[number - gap.packets_ago] = gap.cause
     if fault:
       self._blame(min(number, len(self.places) - 1), fault)
     for frame in frames:
@@ -141,7 +141,8 @@ def index_frames(file: BinaryIO, limits: Limits, rate: Fraction | None) -> Frame
   packet, times, is_key = (np.array(column) for column in zip(*log.shown, strict=True))
   is_key &= np.isin(packet, list(log.keys)) | (not log.keys)
   faults = np.array(sorted(log.faults), np.int64)
-  is_good = find_whole(packet, is_key, faults, np.array(sorted(log.hidden & log.keys), np.int64))
+  hidden = np.array(sorted(log.keys - set(packet.tolist())), np.int64)
+  is_good = find_whole(packet, is_key, faults, hidden)
   is_good = _without_stragglers(packet, is_good, is_key, log)
   kept = np.flatnonzero(is_good)
   if not len(kept):
@@ -178,7 +179,7 @@ def _decode_all(file: BinaryIO, limits: Limits) -> tuple[_Log, Fraction]:
       if packet.size:
         packet.opaque = len(log.places)
       is_silent = packet.is_discard or is_hidden(packet, context.name)
-      fault = find_fault(packet, context.name)
+      fault = find_fault(packet, context.name, container.format.name)
       frames, said = decode_packet(packet, limits)
       log.add(packet, frames, fault or said, is_silent=is_silent, gap=gap)
       limits.check_count(len(log.shown), context.width, context.height, size)
@@ -195,7 +196,7 @@ def find_whole(
     packet: int [n], of each frame, in the order in which frames are shown.
     is_key: bool [n], the frame refers to no other.
     faults: packets that are not whole, ascending.
-    hidden_keys: packets of key frames that are decoded and not shown, as an edit list has it.
+    hidden_keys: packets of key frames that are decoded and not shown, as in trimmed files.
   Returns:
     bool [n].
   """
@@ -275,7 +276,7 @@ def settle(
   usual = _usual(known)
   _smooth(times, usual)
   filled, seams, top = [], [0], None
-  recent: deque[int] = deque(maxlen=2 * _REORDERED)
+  recent: deque[int] = deque(maxlen=2 * REORDERED)
   for number, time in enumerate(times.tolist()):
     if time == NO_TIME:
       time = (top + usual) if top is not None else int(known[0]) - usual
@@ -305,7 +306,7 @@ def _is_invented(times: np.ndarray) -> bool:
   if len(times) < 3 or (np.diff(times) > 0).all():
     return False
   places = np.argsort(np.argsort(times, kind="stable"), kind="stable")
-  is_near = np.abs(places - np.arange(len(times))).max() <= _REORDERED
+  is_near = np.abs(places - np.arange(len(times))).max() <= REORDERED
   is_even = (np.abs(steps - np.median(steps)) <= np.median(steps) / 8).mean() > 1 - _MOST_TIMELESS
   return bool(is_near and is_even and (steps > 0).all())
 
@@ -322,10 +323,10 @@ def _smooth(times: np.ndarray, usual: int) -> None:
   Demuxers that fill in times of frames without one err so, for few frames.
   """
   for before in np.flatnonzero(np.diff(times) <= 0).tolist():
-    recent = times[max(0, before - 2 * _REORDERED) : before + 1]
+    recent = times[max(0, before - 2 * REORDERED) : before + 1]
     if _is_free(int(times[before + 1]), recent.tolist(), usual):
       continue
-    for after in range(before + 2, min(before + _REORDERED, len(times))):
+    for after in range(before + 2, min(before + REORDERED, len(times))):
       even = times[before] + usual * np.arange(1, after - before + 1)
       if abs(int(times[after]) - int(even[-1])) <= usual // 2:
         times[before + 1 : after] = even[:-1]
@@ -344,7 +345,7 @@ def _goes_on(time: int, top: int, recent: Iterable[int], usual: int, most_gap: i
   """
   if time > top:
     return time <= top + most_gap
-  return time == top or (time >= top - _REORDERED * usual and _is_free(time, recent, usual))
+  return time == top or (time >= top - REORDERED * usual and _is_free(time, recent, usual))
 
 
 def _find_holes(

@@ -37,7 +37,7 @@ from data_pipeline.curate.colours import (
 from data_pipeline.curate.container import Limits
 from data_pipeline.curate.decode import Index, decoded
 from data_pipeline.curate.frame_index import index_frames
-from data_pipeline.curate.packets import Survey, survey
+from data_pipeline.curate.packets import CUT_OFF, Survey, survey
 from data_pipeline.curate.stills import durations_ms, open_still, paint_still, still_format
 from data_pipeline.curate.timing import Loss, Timing, fill, measure
 from data_pipeline.curate.types import Refused
@@ -232,11 +232,16 @@ def _lay(
   """Times and places of the frames, by the container if it is believed, else by decoding all."""
   last, tick, rates = found.last_ticks, found.tick, found.rates
   if trusts and not found.doubt and _is_continuous(found, limits):
-    return _measured(found.stamps, last, tick, rates, limits), Index(found.stamps)
+    holes = [(number, CUT_OFF) for number in found.cut_off]
+    timing = _measured(found.stamps, last, tick, rates, limits, holes=holes)
+    return timing, Index(found.stamps)
   seen = index_frames(file, limits, next((rate for rate in rates if rate), None))
   if seen.is_counted:
     last, rates = 0, (1 / seen.tick,)
-  known = dict(holes=seen.holes, seams=seen.seams)
+  holes = list(seen.holes)
+  if not holes and len(seen.index.stamps) == len(found.stamps):
+    holes = [(number, CUT_OFF) for number in found.cut_off]
+  known = dict(holes=holes, seams=seen.seams)
   return _measured(seen.index.stamps, last, seen.tick, rates, limits, **known), seen.index
 
 

@@ -17,13 +17,12 @@ from av.stream import Discard
 
 from data_pipeline.curate.colours import Orientation, has_alpha, orientation_of
 from data_pipeline.curate.container import Limits, open_media, refusing, video_stream
+from data_pipeline.curate.faults import REORDERED, ByteCount, find_fault, is_hidden, is_leap
 from data_pipeline.curate.types import Refused
 
-DAMAGED_PACKET = "a damaged packet"  # as the container says
-ZEROS = "zeros in a packet"
+CUT_OFF = "the file was cut before frames that are shown here"
 _TRIES = 300  # packets within which a frame has to come out
 _DECLARE = ("matroska,webm", "avi", "flv", "asf")  # their headers say how long they are
-_INTERLEAVED = (*_DECLARE, "mpegts", "mpeg", "ogg", "nut")  # packets follow each other in the file
 _BEGINNINGS = {  # of formats of which demuxers read one file only: what it begins with, where
   "mov,mp4,m4a,3gp,3g2,mj2": (b"ftyp", 4),
   "flv": (b"FLV\x01", 0),
@@ -33,12 +32,6 @@ _BEGINNINGS = {  # of formats of which demuxers read one file only: what it begi
   "apng": (b"\x89PNG\r\n\x1a\n", 0),
 }
 _INTERLACED = (2, 3, 4, 5)  # AVFieldOrder
-_LEAP = 1.5  # usual intervals: a longer one is looked into
-_LOST_SHARE = 0.2  # of the bytes that the time of a leap takes on average: so many are lost
-_LOST_BYTES = 256
-# Codecs whose packets never hold a run of zeros, but for stuffing before a start code or at the end
-_NO_ZEROS = frozenset({"h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "theora"})
-_RUN = bytes(64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +48,7 @@ class Survey:
     damage: "truncated" if the file ends before its header says, else "".
     declared_seconds: that the header says; 0 if it does not.
     unread: byte at which another file begins, that is not read; 0 for none.
+    cut_off: frames at the end before which others are missing: the file was cut before those.
   """
 
   format: str
@@ -77,6 +71,7 @@ class Survey:
   damage: str
   declared_seconds: float
   unread: int
+  cut_off: tuple[int, ...]
 
 
 def survey(file: BinaryIO, limits: Limits) -> Survey:
@@ -88,7 +83,8 @@ def survey(file: BinaryIO, limits: Limits) -> Survey:
   size = file.seek(0, 2)
   with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
     stream = prepare(container, limits)
-    stamps, last, first, doubt, end_byte = _stamps(container, stream, limits, size)
+    read = _read(container, stream, limits, size)
+    stamps, first = read.stamps, read.first
     declared = _declared_seconds(container, stream)
     seconds = float((int(stamps[-1]) - int(stamps[0])) * stream.time_base) if len(stamps) else 0
     is_short = container.format.name in _DECLARE and declared > 1.05 * (seconds + 1)
@@ -98,10 +94,10 @@ def survey(file: BinaryIO, limits: Limits) -> Survey:
       format=container.format.name,
       codec=context.name,
       stamps=stamps,
-      last_ticks=last,
+      last_ticks=read.last_ticks,
       tick=stream.time_base,
       rates=(stream.guessed_rate, stream.average_rate, stream.base_rate),
-      doubt=doubt,
+      doubt=read.doubt,
       width=first.width,
       height=first.height,
       orientation=orientation_of(first),
@@ -115,9 +111,10 @@ def survey(file: BinaryIO, limits: Limits) -> Survey:
       damage="truncated" if is_short else "",
       declared_seconds=declared,
       unread=0,
+      cut_off=() if read.doubt else _find_cut_off(stamps, read.decoding),
     )
-  found = dataclasses.replace(found, unread=_another(file, found.format, end_byte))
-  is_lost = not doubt and _leaps(stamps).any() and _loses_bytes(file, limits)
+  found = dataclasses.replace(found, unread=_another(file, found.format, read.end))
+  is_lost = not read.doubt and is_leap(stamps).any() and _loses_bytes(file, limits)
   return dataclasses.replace(found, doubt="bytes are skipped") if is_lost else found
 
 
@@ -158,32 +155,30 @@ def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
       yield end
 
 
-def find_fault(packet: Any, codec: str) -> str:
-  """What is wrong with a packet, by its bytes alone; "" for nothing."""
-  if packet.is_corrupt:
-    return DAMAGED_PACKET
-  return ZEROS if _holds_zeros(packet, codec) else ""
+class _Read(NamedTuple):
+  """What the packets say.
+
+  Attributes:
+    stamps: int64 [n], ascending, from the first key frame on.
+    decoding: int64 [m], decoding times of all packets, in file order.
+    last_ticks: duration of the last frame.
+    first: the first frame.
+    doubt: why times cannot be believed.
+    end: a byte within the last packet.
+  """
+
+  stamps: np.ndarray
+  decoding: np.ndarray
+  last_ticks: int
+  first: Any
+  doubt: str
+  end: int
 
 
-def _holds_zeros(packet: Any, codec: str) -> bool:
-  """Tells whether a packet holds a run of zeros that its codec never writes: a hole in the file."""
-  if codec not in _NO_ZEROS or packet.size < len(_RUN):
-    return False
-  data = bytes(packet)
-  at = data.find(_RUN)
-  if at < 0:
-    return False
-  rest = data[at:].lstrip(b"\0")
-  return at == 0 or (bool(rest) and rest[0] != 1)
-
-
-def _stamps(
-  container: Any, stream: Any, limits: Limits, size: int
-) -> tuple[np.ndarray, int, Any, str, int]:
-  """Timestamps from the first key frame on, duration of the last, the first frame, a doubt, and
-  a byte within the last packet."""
-  stamps, last, key, first, packets, end = array("q"), (0, 0), None, None, 0, 0
-  timeless, before, doubt, is_edited = 0, None, "", False
+def _read(container: Any, stream: Any, limits: Limits, size: int) -> _Read:
+  stamps, decoding = array("q"), array("q")
+  last, key, first, packets, end = (0, 0), None, None, 0, 0
+  timeless, doubt, is_edited = 0, "", False
   codec = stream.codec_context.name
   for packet in packets_of(container, stream):
     if first is None and packets <= _TRIES:
@@ -193,10 +188,9 @@ def _stamps(
       continue
     if key is None and packet.is_keyframe and stamp is not None:
       key = stamp
-    doubt = doubt or find_fault(packet, codec)
+    doubt = doubt or find_fault(packet, codec, container.format.name)
     if packet.dts is not None:
-      doubt = doubt or ("" if before is None or packet.dts >= before else "times that go back")
-      before = packet.dts
+      decoding.append(packet.dts)
     packets, end = packets + 1, max(end, (packet.pos or -1) + 1)
     limits.check_count(packets, stream.width, stream.height, size)
     if packet.is_discard:
@@ -213,12 +207,21 @@ def _stamps(
         last = (stamp, packet.duration or 0)
   if first is None:
     raise Refused("damaged", f"no frame comes out of the first {min(packets, _TRIES)} packets")
-  found = np.frombuffer(stamps, np.int64) if stamps else np.zeros(0, np.int64)
-  doubt = doubt or ("" if key is None or (found >= key).all() else "frames before a key frame")
+  found, times = (np.array(one, np.int64) for one in (stamps, decoding))
+  doubt = doubt or _doubt(found, times, key, timeless)
   found = np.sort(found if key is None else found[found >= key])
-  doubt = doubt or ("frames without a time" if timeless or not len(found) else "")
-  doubt = doubt or ("two frames at one time" if (np.diff(found) == 0).any() else "")
-  return found, last[1] or 0, first, doubt, end
+  return _Read(found, times, last[1] or 0, first, doubt, end)
+
+
+def _doubt(stamps: np.ndarray, decoding: np.ndarray, key: int | None, timeless: int) -> str:
+  """What speaks against the times of packets; "" for nothing."""
+  if (np.diff(decoding) < 0).any():
+    return "times that go back"
+  if timeless or not len(stamps):
+    return "frames without a time"
+  if len(np.unique(stamps)) < len(stamps):
+    return "two frames at one time"
+  return "frames before a key frame" if key is not None and (stamps < key).any() else ""
 
 
 def _frames_of(packet: Any, limits: Limits) -> list[Any]:
@@ -234,73 +237,20 @@ def _frames_of(packet: Any, limits: Limits) -> list[Any]:
   return found
 
 
-def is_hidden(packet: Any, codec: str) -> bool:
-  """Whether a packet holds a VP8 frame that is only referred to (RFC 6386, section 9.1)."""
-  return codec == "vp8" and packet.size > 0 and not bytes(memoryview(packet)[:1])[0] >> 4 & 1
+def _find_cut_off(stamps: np.ndarray, decoding: np.ndarray) -> tuple[int, ...]:
+  """The frames at the end before which others are missing that were cut off.
 
-
-def _leaps(stamps: np.ndarray) -> np.ndarray:
-  """Whether each interval, but the usual ones, is long: bool [n-1]."""
-  steps = np.diff(stamps)
-  return steps > _LEAP * np.median(steps) if len(steps) else np.zeros(0, bool)
-
-
-class Gap(NamedTuple):
-  """Bytes are missing before the packet that came `packets_ago` (0: the last one), and why."""
-
-  packets_ago: int
-  cause: str
-
-
-class ByteCount:
-  """Finds bytes of a file that belong to no packet: what a demuxer skipped.
-
-  Formats whose packets do not follow each other in the file tell nothing.
+  Of pictures that are stored before others which are shown before them the latter are gone, when
+  the times at the end leap and those of decoding do not.
 
   Args:
-    name: of the format, FFmpeg's.
-    size: of the file, bytes.
-    seconds: of the file, about: what is skipped is compared with the mean rate.
+    stamps: int64 [n], ascending.
+    decoding: int64 [m], decoding times of all packets, in file order.
   """
-
-  def __init__(self, name: str, size: int, seconds: float):
-    self._rate = size / seconds if seconds > 0 and name in _INTERLEAVED else None
-    self._end: int | None = None
-    self._skipped = [0, 0]  # before the last packet of the stream, and before this one
-    self._before: int | None = None
-    self._usual = 0.0
-
-  def add(self, packet: Any, *, is_timed: bool) -> Gap | None:
-    """Takes the next packet of the file, of any stream.
-
-    Args:
-      is_timed: it is of the stream whose times are looked at.
-    Returns:
-      None unless time leaps, and bytes were skipped that this time takes.
-    """
-    if self._rate is None or not packet.size:
-      return None
-    if packet.pos is not None and packet.pos >= 0:
-      self._skipped[1] += 0 if self._end is None else max(0, packet.pos - self._end)
-      self._end = max(packet.pos, self._end or 0)
-    if self._end is not None:
-      self._end += packet.size
-    if not is_timed:
-      return None
-    gap = None if packet.dts is None else self._look(packet)
-    self._skipped = [0, 0] if gap else [self._skipped[1], 0]
-    return gap
-
-  def _look(self, packet: Any) -> Gap | None:
-    passed = 0.0 if self._before is None else float((packet.dts - self._before) * packet.time_base)
-    self._before, usual, self._usual = packet.dts, self._usual, passed
-    if self._rate is None or not 0 < _LEAP * usual < passed:
-      return None
-    least = max(_LOST_BYTES, _LOST_SHARE * self._rate * passed)
-    for ago, skipped in enumerate(reversed(self._skipped)):  # time may leap one packet late
-      if skipped > least:
-        return Gap(ago, f"{skipped} bytes of the file belong to no packet")
-    return None
+  leaps = np.flatnonzero(is_leap(stamps))
+  leaps = leaps[leaps >= len(stamps) - 1 - REORDERED]
+  is_even = not is_leap(decoding)[-2 * REORDERED :].any()
+  return tuple((leaps + 1).tolist()) if len(decoding) and is_even else ()
 
 
 def _loses_bytes(file: BinaryIO, limits: Limits) -> bool:

@@ -1,0 +1,108 @@
+"""Finds what is wrong with the packets of a file, without decoding them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DAMAGED_PACKET = "a damaged packet"  # as the container says
+ZEROS = "zeros in a packet"
+REORDERED = 17  # frames that a decoder holds back, at most (H.264 and HEVC: 16)
+_LEAP = 1.5  # usual intervals: a longer one is looked into
+# Formats whose packets follow each other in the file
+_INTERLEAVED = ("matroska,webm", "avi", "flv", "asf", "mpegts", "mpeg", "ogg", "nut")
+_LOST_SHARE = 0.2  # of the bytes that the time of a leap takes on average: so many are lost
+_LOST_BYTES = 100
+# Runs of zeros that packets of a codec never hold, but for stuffing before a start code or at the
+# end. H.264 and HEVC forbid three in a unit (7.4.1 of both); before it stand up to four more.
+_RUNS: dict[str, bytes] = dict.fromkeys(["h264", "hevc"], bytes(8))
+_RUNS |= dict.fromkeys(["vp8", "vp9", "libdav1d", "av1", "mpeg4", "theora"], bytes(24))
+_STUFFED = ("mpegts", "mpeg", "h264", "hevc", "m4v")  # there zeros may stand between pictures
+
+
+def is_leap(stamps: np.ndarray) -> np.ndarray:
+  """Whether each interval, but the usual ones, is long: bool [n-1]."""
+  steps = np.diff(stamps)
+  return steps > _LEAP * np.median(steps) if len(steps) else np.zeros(0, bool)
+
+
+def find_fault(packet: Any, codec: str, form: str) -> str:
+  """What is wrong with a packet, by its bytes alone; "" for nothing."""
+  if packet.is_corrupt:
+    return DAMAGED_PACKET
+  return ZEROS if _holds_zeros(packet, codec, is_stuffed=form in _STUFFED) else ""
+
+
+def _holds_zeros(packet: Any, codec: str, *, is_stuffed: bool) -> bool:
+  """Tells whether a packet holds a run of zeros that its codec never writes: a hole in the file."""
+  run = _RUNS.get(codec)
+  if run is None or packet.size < len(run):
+    return False
+  data = bytes(packet)
+  at = data.find(run)
+  if at < 0:
+    return False
+  rest = data[at:].lstrip(b"\0")
+  return at == 0 or not is_stuffed or (bool(rest) and rest[0] != 1)
+
+
+def is_hidden(packet: Any, codec: str) -> bool:
+  """Whether a packet holds a VP8 frame that is only referred to (RFC 6386, section 9.1)."""
+  return codec == "vp8" and packet.size > 0 and not bytes(memoryview(packet)[:1])[0] >> 4 & 1
+
+
+class Gap(NamedTuple):
+  """Bytes are missing before the packet that came `packets_ago` (0: the last one), and why."""
+
+  packets_ago: int
+  cause: str
+
+
+class ByteCount:
+  """Finds bytes of a file that belong to no packet: what a demuxer skipped.
+
+  Formats whose packets do not follow each other in the file tell nothing.
+
+  Args:
+    name: of the format, FFmpeg's.
+    size: of the file, bytes.
+    seconds: of the file, about: what is skipped is compared with the mean rate.
+  """
+
+  def __init__(self, name: str, size: int, seconds: float):
+    self._rate = size / seconds if seconds > 0 and name in _INTERLEAVED else None
+    self._end: int | None = None
+    self._skipped = [0, 0]  # before the last packet of the stream, and before this one
+    self._before: int | None = None
+    self._usual = 0.0
+
+  def add(self, packet: Any, *, is_timed: bool) -> Gap | None:
+    """Takes the next packet of the file, of any stream.
+
+    Args:
+      is_timed: it is of the stream whose times are looked at.
+    Returns:
+      None unless time leaps, and bytes were skipped that this time takes.
+    """
+    if self._rate is None or not packet.size:
+      return None
+    if packet.pos is not None and packet.pos >= 0:
+      self._skipped[1] += 0 if self._end is None else max(0, packet.pos - self._end)
+      self._end = max(packet.pos, self._end or 0)
+    if self._end is not None:
+      self._end += packet.size
+    if not is_timed:
+      return None
+    gap = None if packet.dts is None else self._look(packet)
+    self._skipped = [0, 0] if gap else [self._skipped[1], 0]
+    return gap
+
+  def _look(self, packet: Any) -> Gap | None:
+    passed = 0.0 if self._before is None else float((packet.dts - self._before) * packet.time_base)
+    self._before, usual, self._usual = packet.dts, self._usual, passed
+    if self._rate is None or not 0 < _LEAP * usual < passed:
+      return None
+    least = max(_LOST_BYTES, _LOST_SHARE * self._rate * passed)
+    for ago, skipped in enumerate(reversed(self._skipped)):  # time may leap one packet late
+      if skipped > least:
+        return Gap(ago, f"{skipped} bytes of the file belong to no packet")
+    return None
