@@ -31,6 +31,7 @@ from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.settled import read_settled
 from data_pipeline.curate.sources import find_sources
 from data_pipeline.curate.spool import PASSING, Work, digest_of, read_rows, write_rows
+from data_pipeline.curate.spool_writer import spool_key
 from data_pipeline.curate.types import Reject, Source
 from data_pipeline.curate.workers import PartWriter, decides_captions
 from data_pipeline.dataset import Dataset
@@ -72,8 +73,8 @@ def curate(
     is_append: adds the sources that a dataset at `out` does not know, or that it is to try again.
     progress: told how far it is, about every second.
   Returns:
-    JSON-able: `out`, `clips`, `without_captions` (clips), `sources`, `rejects` (rows by reason),
-    `seconds`, `fingerprint`, and `usage` of the captioner.
+    JSON-able: `out`, `clips`, `without_captions` (clips), `sources`, `sources_without_clips`,
+    `rejects` (rows by reason), `seconds`, `fingerprint`, and `usage` of the captioner.
   Raises:
     BadInput: an input, setting or option that does not fit; `out` holds the clips of another job;
       no clip is left.
@@ -242,17 +243,21 @@ def _watching(work: Work, sources: list[Source], progress: Progress | None) -> I
     yield
     return
   ended = threading.Event()
+  wanted = {f"{spool_key(source.name)}.json" for source in sources}
 
   def look() -> None:
-    while not ended.wait(_EVERY_SECONDS):
-      done = sum(name.endswith(".json") for name in os.listdir(work.spools))
-      done -= sum(name.endswith(".decision.json") for name in os.listdir(work.spools))
-      progress("cut", min(done, len(sources)), len(sources))
+    progress("cut", len(wanted.intersection(os.listdir(work.spools))), len(wanted))
 
-  watcher = threading.Thread(target=look, daemon=True)
+  def watch() -> None:
+    while not ended.wait(_EVERY_SECONDS):
+      look()
+
+  watcher = threading.Thread(target=watch, daemon=True)
+  look()
   watcher.start()
   try:
     yield
   finally:
     ended.set()
     watcher.join()
+    look()

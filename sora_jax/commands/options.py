@@ -34,6 +34,9 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False, 
     action="store_true",
     help="leave out the table for people; the last line on stdout is always the result as JSON",
   )
+  parser.add_argument(
+    "-v", "--verbose", action="store_true", help="also show what the libraries log"
+  )
   if config or beam:
     parser.add_argument(
       "--config",

@@ -1,0 +1,49 @@
+"""The last lines of a curation: what became of the sources, and what a person should look at."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_pipeline.curate.reasons import sum_up
+
+
+def summarise(result: Mapping[str, Any]) -> list[str]:
+  """Lines for people.
+
+  Args:
+    result: of `job.curate`. With `captions`, those of the input that are `used` and `unused`.
+  """
+  out = result["out"]
+  lines = [f"curate: {_count(result['clips'], 'clip')} of {_count(result['sources'], 'source')}"]
+  lines[0] += f", see {out}/report.html"
+  lines += _describe_captions(result)
+  if rejects := result["rejects"]:
+    rows = _count(sum(rejects.values()), "row")
+    lines.append(f"curate: rejected, by reason ({rows} of {out}/rejects.jsonl):")
+    lines += sum_up(rejects)
+  return lines + [f"WARNING: curate: {text}" for text in _warn(result)]
+
+
+def _describe_captions(result: Mapping[str, Any]) -> Iterator[str]:
+  without = _count(result["without_captions"], "clip")
+  if "captions" not in result:
+    yield f"curate: {without} without captions"
+    return
+  used, unused = result["captions"]["used"], result["captions"]["unused"]
+  yield f"curate: captions: {used:,} used, {unused:,} unused; {without} without any"
+
+
+def _warn(result: Mapping[str, Any]) -> Iterator[str]:
+  lost, total = result["sources_without_clips"], result["sources"]
+  if 2 * lost > total:
+    yield f"{lost:,} of {_count(total, 'source')} gave no clip. The reasons are above."
+  if 0 < result["without_captions"] == result["clips"]:
+    yield "no clip has a caption. Give some beside the videos, or ask an endpoint for them."
+  if "captions" in result and result["captions"]["unused"]:
+    yield (
+      f"{_count(result['captions']['unused'], 'caption')} of the input went to no clip. Those of a "
+      "whole source of several shots do with --config.curate.write.inherit_captions=all."
+    )
+
+
+def _count(number: int, what: str) -> str:
+  return f"{number:,} {what}{'' if number == 1 else 's'}"
