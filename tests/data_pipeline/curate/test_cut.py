@@ -261,7 +261,7 @@ def test_bars_are_cut_off_and_copies_look_alike(tmp_path):
     ((320, 180), (106, 60), 1 - 106 * 60 / (320 * 180)),  # 89 %: a window of a third of each side
   ],
 )
-def test_a_picture_between_bars_is_kept_however_wide_they_are(frame, picture, share, tmp_path, make):
+def test_a_picture_between_bars_is_kept_however_wide(frame, picture, share, tmp_path, make):
   (width, height), (w, h) = frame, picture
   path = tmp_path / "barred.mkv"
   pad = f"pad={width}:{height}:{(width - w) // 2}:{(height - h) // 2}"
