@@ -79,7 +79,8 @@ def run(args) -> dict:
       is_append=args.append,
       progress=meter,
     )
-  say("\n".join(summarise(result)))
+  for line in summarise(result, for_people=not args.json):
+    say(line)
   if args.clean:
     discard(Work.of(args.out).folder, path=absolute(args.out))
   return result

@@ -6,21 +6,26 @@ from typing import Any
 from data_pipeline.curate.reasons import sum_up
 
 
-def summarise(result: Mapping[str, Any]) -> list[str]:
+def summarise(result: Mapping[str, Any], *, for_people: bool = True) -> list[str]:
   """Lines for people.
 
   Args:
     result: of `job.curate`. With `captions`, those of the input that are `used` and `unused`.
+    for_people: the warnings come last; without it, alone.
   """
+  warnings = [f"WARNING: curate: {text}" for text in _warn(result)]
+  return [*_describe(result), *warnings] if for_people else warnings
+
+
+def _describe(result: Mapping[str, Any]) -> Iterator[str]:
   out = result["out"]
-  lines = [f"curate: {_count(result['clips'], 'clip')} of {_count(result['sources'], 'source')}"]
-  lines[0] += f", see {out}/report.html"
-  lines += _describe_captions(result)
+  clips, sources = _count(result["clips"], "clip"), _count(result["sources"], "source")
+  yield f"curate: {clips} of {sources}, see {out}/report.html"
+  yield from _describe_captions(result)
   if rejects := result["rejects"]:
     rows = _count(sum(rejects.values()), "row")
-    lines.append(f"curate: rejected, by reason ({rows} of {out}/rejects.jsonl):")
-    lines += sum_up(rejects)
-  return lines + [f"WARNING: curate: {text}" for text in _warn(result)]
+    yield f"curate: rejected, by reason ({rows} of {out}/rejects.jsonl):"
+    yield from sum_up(rejects)
 
 
 def _describe_captions(result: Mapping[str, Any]) -> Iterator[str]:
@@ -35,7 +40,8 @@ def _describe_captions(result: Mapping[str, Any]) -> Iterator[str]:
 def _warn(result: Mapping[str, Any]) -> Iterator[str]:
   lost, total = result["sources_without_clips"], result["sources"]
   if 2 * lost > total:
-    yield f"{lost:,} of {_count(total, 'source')} gave no clip. The reasons are above."
+    where = f"{result['out']}/rejects.jsonl"
+    yield f"{lost:,} of {_count(total, 'source')} gave no clip, see the reasons in {where}."
   if 0 < result["without_captions"] == result["clips"]:
     yield "no clip has a caption. Give some beside the videos, or ask an endpoint for them."
   if "captions" in result and result["captions"]["unused"]:

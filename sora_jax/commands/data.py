@@ -65,7 +65,8 @@ def build_film(config: Mapping, out: Path) -> dict:
   path = fetch_film(film, neighbour(absolute(out), "film"))
   with Meter() as meter:
     result = curate(str(path.parent), out, settings, progress=meter)
-  say("\n".join(summarise(result)))
+  for line in summarise(result):
+    say(line)
   return result
 
 

@@ -77,8 +77,9 @@ def test_the_end_sums_up():
     "      2  letterboxed  above scores.letterbox.max, the share of black bars",
     "      2  static       below scores.motion.min",
     "      1  of_tomorrow  see its detail",
-    "WARNING: curate: 5 of 9 sources gave no clip. The reasons are above.",
+    "WARNING: curate: 5 of 9 sources gave no clip, see the reasons in clips/rejects.jsonl.",
   ]
+  assert summarise(RESULT, for_people=False) == summarise(RESULT)[-1:]
 
 
 def test_the_end_tells_of_captions_and_is_short_when_all_is_well():
