@@ -68,8 +68,7 @@ def read_options(arguments: Sequence[str], workers: int):
   own = ["--runner=FnApiRunner", f"--direct_num_workers={workers}"]
   own.append(f"--direct_running_mode={mode}")
   is_other = any(argument.startswith("--runner") for argument in arguments)
-  level = "INFO" if messages.is_verbose() else "ERROR"
-  quiet = f"--default_sdk_harness_log_level={level}"
+  quiet = "--default_sdk_harness_log_level=ERROR"
   given = [quiet, *arguments] if is_other else [quiet, *own, *arguments]
   try:
     options = PipelineOptions(given)
@@ -190,10 +189,12 @@ def _quiet_processes(options):
   Returns:
     None where the options ask for another runner, or for one process.
   """
-  from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+  from apache_beam.options.pipeline_options import DirectOptions, StandardOptions, WorkerOptions
   from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
   from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+  if messages.is_verbose():
+    options.view_as(WorkerOptions).default_sdk_harness_log_level = "INFO"
   direct = options.view_as(DirectOptions)
   is_ours = options.view_as(StandardOptions).runner == "FnApiRunner"
   if not is_ours or direct.direct_num_workers == 1 or direct.direct_running_mode == _THREADS:

@@ -5,12 +5,14 @@ from typing import Any
 
 from data_pipeline.curate.reasons import sum_up
 
+_ADVICE = ": --config.curate.write.inherit_captions=all gives those of whole sources to every clip"
+
 
 def summarise(result: Mapping[str, Any], *, for_people: bool = True) -> list[str]:
   """Lines for people.
 
   Args:
-    result: of `job.curate`. With `captions`, those of the input that are `used` and `unused`.
+    result: of `job.curate`. With `captions`, those of the input: `used`, and `unused` by reason.
     for_people: the warnings come last; without it, alone.
   """
   warnings = [f"WARNING: curate: {text}" for text in _warn(result)]
@@ -33,7 +35,7 @@ def _describe_captions(result: Mapping[str, Any]) -> Iterator[str]:
   if "captions" not in result:
     yield f"curate: {without} without captions"
     return
-  used, unused = result["captions"]["used"], result["captions"]["unused"]
+  used, unused = result["captions"]["used"], sum(result["captions"]["unused"].values())
   yield f"curate: captions: {used:,} used, {unused:,} unused; {without} without any"
 
 
@@ -44,11 +46,9 @@ def _warn(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{lost:,} of {_count(total, 'source')} gave no clip, see the reasons in {where}."
   if 0 < result["without_captions"] == result["clips"]:
     yield "no clip has a caption. Give some beside the videos, or ask an endpoint for them."
-  if "captions" in result and result["captions"]["unused"]:
-    yield (
-      f"{_count(result['captions']['unused'], 'caption')} of the input went to no clip. Those of a "
-      "whole source of several shots do with --config.curate.write.inherit_captions=all."
-    )
+  for reason, count in result["captions"]["unused"].items() if "captions" in result else ():
+    advice = _ADVICE if reason == "several_shots" else ""
+    yield f"{_count(count, 'caption')} of the input went to no clip ({reason}){advice}."
 
 
 def _count(number: int, what: str) -> str:

@@ -84,10 +84,14 @@ def test_the_end_sums_up():
 
 def test_the_end_tells_of_captions_and_is_short_when_all_is_well():
   well = RESULT | {"rejects": {}, "sources_without_clips": 0, "without_captions": 0}
-  well["captions"] = {"used": 20, "unused": 0}
+  well["captions"] = {"used": 20, "unused": {}}
   assert summarise(well)[1:] == ["curate: captions: 20 used, 0 unused; 0 clips without any"]
-  lost = summarise(well | {"captions": {"used": 20, "unused": 7}})
-  assert lost[-1].startswith("WARNING: curate: 7 captions of the input went to no clip. ")
-  assert "inherit_captions=all" in lost[-1]
-  bare = summarise(well | {"without_captions": 1234, "captions": {"used": 0, "unused": 0}})
+  lost = summarise(well | {"captions": {"used": 20, "unused": {"no_clip": 1, "several_shots": 6}}})
+  assert lost[1:] == [
+    "curate: captions: 20 used, 7 unused; 0 clips without any",
+    "WARNING: curate: 1 caption of the input went to no clip (no_clip).",
+    "WARNING: curate: 6 captions of the input went to no clip (several_shots): "
+    "--config.curate.write.inherit_captions=all gives those of whole sources to every clip.",
+  ]
+  bare = summarise(well | {"without_captions": 1234, "captions": {"used": 0, "unused": {}}})
   assert bare[-1].startswith("WARNING: curate: no clip has a caption. ")
