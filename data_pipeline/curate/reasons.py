@@ -24,7 +24,7 @@ MEANINGS = {
   "no_video": "has no video, only sound or the like",
   "not_video": "no video and no picture",
   "reaches_out": "asks for other files, which is not allowed",
-  "unread": "the end of it was not read, see the detail",
+  "unread": "another file begins within it: split it there",
   # bounds
   "crashed": "its process ended; --append tries again",
   "memory": "took more than decode.memory_bytes",

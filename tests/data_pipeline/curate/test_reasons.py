@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_pipeline.curate import endpoint, reasons, scores, windows
 
-PLACES = {"Refused": 0, "ChildFailed": 0, "Reject": 2, "Loss": 2}  # of the reason among the arguments
+PLACES = {"Refused": 0, "ChildFailed": 0, "Reject": 2, "Loss": 2}  # of the reason
 FOLDER = Path(reasons.__file__).parent
 
 
