@@ -252,3 +252,8 @@ def name_rendition(clip_id: str, rendition) -> str:
   h, w = rendition["resized"].tolist()
   whole = (h, w) == (rendition["height"], rendition["width"])
   return f"{clip_id}@{size}@{fps}+{rendition['start']}" + ("" if whole else f"~{w}x{h}")
+
+
+def clip_of(rendition_id: str) -> str:
+  """The id of the clip in that of a rendition, which `name_rendition` made."""
+  return rendition_id.rsplit("@", 2)[0]

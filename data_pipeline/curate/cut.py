@@ -17,11 +17,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from data_pipeline.curate import barred
 from data_pipeline.curate.decode import Misread
 from data_pipeline.curate.media import MediaInfo, frames, probe
 from data_pipeline.curate.motion import MotionMeter
-from data_pipeline.curate.picture import Bars, crop, opencv, reduce
-from data_pipeline.curate.scores import Look, judge, look_at
+from data_pipeline.curate.picture import Bars, bar_share, crop, opencv, reduce
+from data_pipeline.curate.scores import STILL, Look, judge, judge_size, look_at
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.shots import Shot, ShotFinder, make_finder
 from data_pipeline.curate.sources import open_source
@@ -191,13 +192,19 @@ def _cut_window(
   least = settings.scores.motion.min_camera
   motion, camera = seen.meter.measure(start, stop, min_camera=least) if seen.meter else ({}, "")
   if refusal := judge(motion, settings.scores):
-    return refusal
-  samples = _pick(file, info, start, stop, settings)
-  look = look_at(samples, settings.scores)
-  scores = {name: float(f"{value:.6g}") for name, value in (motion | look.scores).items()}
-  if refusal := judge(scores, settings.scores):
-    return refusal
+    if refusal[0] == STILL and any(bars := barred.glance(file, info, start, stop, settings)):
+      motion, camera = barred.measure_motion(file, info, window, bars, settings)
+      refusal = judge(motion, settings.scores)
+    if refusal:
+      return refusal
+  look = look_at(_pick(file, info, start, stop, settings), settings.scores)
   bars = look.bars if settings.scores.letterbox.crop else Bars()
+  if seen.meter and bar_share(bars, info.height, info.width) > barred.SLIGHT:
+    motion, camera = barred.measure_motion(file, info, window, bars, settings)
+  scores = {name: float(f"{value:.6g}") for name, value in (motion | look.scores).items()}
+  size = judge_size(bars, info.height, info.width, settings.scores.letterbox)
+  if refusal := judge(scores, settings.scores) or size:
+    return refusal
   video = _encode(file, info, start, stop, bars, settings)
   record = _make_record(spool, window, seen.shots, info.fps, video, scores, settings)
   spool.add(record, _describe(record, video, bars, look, camera))

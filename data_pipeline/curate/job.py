@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.settled import read_settled
 from data_pipeline.curate.sources import find_sources
 from data_pipeline.curate.spool import PASSING, Work, digest_of, read_rows, write_rows
+from data_pipeline.curate.spool_writer import read_summary, spool_key
 from data_pipeline.curate.types import Reject, Source
 from data_pipeline.curate.workers import PartWriter, decides_captions
 from data_pipeline.dataset import Dataset
@@ -72,8 +73,8 @@ def curate(
     is_append: adds the sources that a dataset at `out` does not know, or that it is to try again.
     progress: told how far it is, about every second.
   Returns:
-    JSON-able: `out`, `clips`, `without_captions` (clips), `sources`, `rejects` (rows by reason),
-    `seconds`, `fingerprint`, and `usage` of the captioner.
+    JSON-able: `out`, `clips`, `without_captions` (clips), `sources`, `sources_without_clips`,
+    `rejects` (rows by reason), `seconds`, `fingerprint`, and `usage` of the captioner.
   Raises:
     BadInput: an input, setting or option that does not fit; `out` holds the clips of another job;
       no clip is left.
@@ -105,7 +106,7 @@ def _make(place, work, settings, found, options, is_append: bool, progress) -> N
   there = [str(place / "sources.jsonl")] if is_append else []
   asked = settings.captions.chat if settings.captions.prompts else None
   chat = Chat(asked, work.answers) if asked else None
-  with _watching(work, found.sources, progress):
+  with _watching(work, settings, found.sources, progress):
     pipeline.analyse(options, work, settings, chat=chat, paths=paths, there=there)
   _assemble(place, work, settings, found, options, paths, is_append)
 
@@ -236,23 +237,38 @@ def _make_parts(target: Path, work: Work, settings: Settings, digest: str) -> Pa
 
 
 @contextmanager
-def _watching(work: Work, sources: list[Source], progress: Progress | None) -> Iterator[None]:
+def _watching(
+  work: Work, settings: Settings, sources: list[Source], progress: Progress | None
+) -> Iterator[None]:
   """Tells how many sources are cut, from a thread, while the graph runs."""
-  if progress is None:
+  if progress is None or not sources:
     yield
     return
   ended = threading.Event()
+  wanted = {f"{spool_key(source.name)}.json": source for source in sources}
+  there = wanted.keys() & set(os.listdir(work.spools))
+  stale = {  # of other settings, or of another file: until they are written anew
+    name: os.stat(work.spools / name).st_mtime_ns
+    for name in there
+    if read_summary(wanted[name], settings, work.spools) is None
+  }
 
   def look() -> None:
-    while not ended.wait(_EVERY_SECONDS):
-      done = sum(name.endswith(".json") for name in os.listdir(work.spools))
-      done -= sum(name.endswith(".decision.json") for name in os.listdir(work.spools))
-      progress("cut", min(done, len(sources)), len(sources))
+    with suppress(OSError):  # the folder is away for a moment: the job does not depend on this
+      done = wanted.keys() & set(os.listdir(work.spools))
+      old = sum(os.stat(work.spools / name).st_mtime_ns == at for name, at in stale.items())
+      progress("cut", len(done) - old, len(wanted))
 
-  watcher = threading.Thread(target=look, daemon=True)
+  def watch() -> None:
+    while not ended.wait(_EVERY_SECONDS):
+      look()
+
+  watcher = threading.Thread(target=watch, daemon=True)
+  look()
   watcher.start()
   try:
     yield
   finally:
     ended.set()
     watcher.join()
+    look()

@@ -9,9 +9,13 @@ workers must reach under the same path (a disk, or a mounted bucket).
 """
 
 import logging
+import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from data_pipeline import messages
 from data_pipeline.curate import copies
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.spool import Work, raise_reported, read_sources
@@ -19,12 +23,21 @@ from data_pipeline.curate.workers import Cutter, Decider, PartWriter
 from data_pipeline.errors import BadInput
 
 _BATCH = 64  # sources whose clips are captioned together
+# Beam's worker, which says no more on stderr than this process does.
+_WORK = (
+  "import sys; sys.path.insert(0, {!r}); "
+  "from data_pipeline import messages; messages.begin_worker(); "
+  "from apache_beam.runners.worker import sdk_worker_main; sdk_worker_main.main(sys.argv)"
+)
+_ROOT = str(Path(__file__).parents[2])
+_THREADS = "multi_threading"  # a mode of Beam's direct runner
 
 
 def _beam():
   """Seconds of imports, for those alone who curate. Beam's warnings are of its own internals."""
-  level = logging.root.manager.disable
-  logging.disable(logging.WARNING)
+  level, quiet = logging.root.manager.disable, not messages.is_verbose()
+  if quiet:
+    logging.disable(logging.WARNING)
   try:
     import apache_beam
   except ImportError as error:
@@ -33,7 +46,8 @@ def _beam():
     ) from error
   finally:
     logging.disable(level)
-  logging.getLogger("apache_beam").setLevel(logging.ERROR)
+  if quiet:
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
   return apache_beam
 
 
@@ -156,7 +170,7 @@ def write(options, work: Work, writer: PartWriter, *, paths: Sequence[str]) -> N
 
 def _run(beam, options, work: Work, build) -> None:
   """Runs a graph to its end. Raises what a worker left word of, as it was."""
-  pipeline = beam.Pipeline(options=options)
+  pipeline = beam.Pipeline(runner=_quiet_processes(options), options=options)
   build(pipeline)
   try:
     result = pipeline.run()
@@ -167,3 +181,24 @@ def _run(beam, options, work: Work, build) -> None:
   raise_reported(work)
   if state not in (None, beam.runners.runner.PipelineState.DONE):
     raise RuntimeError(f"curate: the runner ended the job as {state}.")
+
+
+def _quiet_processes(options):
+  """Beam's direct runner with processes that `_WORK` starts, where it would start its own.
+
+  Returns:
+    None where the options ask for another runner, or for one process.
+  """
+  from apache_beam.options.pipeline_options import DirectOptions, StandardOptions, WorkerOptions
+  from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+  from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+  if messages.is_verbose():
+    options.view_as(WorkerOptions).default_sdk_harness_log_level = "INFO"
+  direct = options.view_as(DirectOptions)
+  is_ours = options.view_as(StandardOptions).runner == "FnApiRunner"
+  if not is_ours or direct.direct_num_workers == 1 or direct.direct_running_mode == _THREADS:
+    return None
+  direct.direct_running_mode = "in_memory"  # else the runner takes processes of its own
+  command = shlex.join([sys.executable, "-c", _WORK.format(_ROOT)])
+  return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))

@@ -21,7 +21,7 @@ from data_pipeline.curate.picture import (
   measure_picture,
   reduce,
 )
-from data_pipeline.curate.settings import Limits, Scores
+from data_pipeline.curate.settings import Letterbox, Limits, Scores
 from data_pipeline.curate.text_area import text_area
 
 SCORES = {
@@ -47,6 +47,8 @@ REASONS = {  # below the minimum, above the maximum
   "nsfw": ("safe", "nsfw"),
   "aesthetic": ("unaesthetic", "too_aesthetic"),
 }
+STILL = REASONS["motion"][0]
+SMALL = "small_picture"  # between bars that are cut off
 
 
 class Look(NamedTuple):
@@ -75,10 +77,10 @@ def look_at(frames: Iterable[np.ndarray], settings: Scores) -> Look:
   bars, small, shape = [], [], (1, 1)
   for frame in frames:
     shape = frame.shape[:2]
-    bars.append(_find_bars(frame, settings))
+    bars.append(find_bars(frame, settings))
     small.append(reduce(frame, settings.side))
   common = common_bars(bars)
-  pictures = [crop(frame, _scaled(common, shape, frame.shape[:2])) for frame in small]
+  pictures = [crop(frame, scale_bars(common, shape, frame.shape[:2])) for frame in small]
   share = bar_share(common, *shape)
   hashes = [value for picture in pictures if (value := hash_frame(picture)) is not None]
   scores = {"letterbox": share} if settings.letterbox.measure else {}
@@ -86,12 +88,13 @@ def look_at(frames: Iterable[np.ndarray], settings: Scores) -> Look:
   return Look(common, scores, tuple(hashes))
 
 
-def _find_bars(frame: np.ndarray, settings: Scores) -> Bars | None:
+def find_bars(frame: np.ndarray, settings: Scores) -> Bars | None:
+  """The bars of a frame; none where they are not to be measured, None where it is black."""
   is_wanted = settings.letterbox.measure
   return frame_bars(frame, max_luma=settings.letterbox.max_luma) if is_wanted else Bars()
 
 
-def _scaled(bars: Bars, shape: tuple[int, int], small: tuple[int, int]) -> Bars:
+def scale_bars(bars: Bars, shape: tuple[int, int], small: tuple[int, int]) -> Bars:
   """Bars in the pixels of the reduced frame, rounded so that none of them is left."""
   sides = [small[0] / shape[0], small[1] / shape[1]] * 2
   top, left, bottom, right = (-int(-n * k // 1) for n, k in zip(bars, sides, strict=True))
@@ -127,7 +130,16 @@ def judge(scores: Mapping[str, float], settings: Scores) -> tuple[str, str] | No
     if name not in scores or not limits.measure:
       continue
     if limits.min is not None and scores[name] < limits.min:
-      return low, f"{name} {scores[name]:.4g} is below {limits.min:g}"
+      return low, f"{name} {scores[name]:.4g} is below {limits.min:g} (scores.{name}.min)"
     if limits.max is not None and scores[name] > limits.max:
-      return high, f"{name} {scores[name]:.4g} is above {limits.max:g}"
+      return high, f"{name} {scores[name]:.4g} is above {limits.max:g} (scores.{name}.max)"
   return None
+
+
+def judge_size(bars: Bars, height: int, width: int, letterbox: Letterbox) -> tuple[str, str] | None:
+  """Reason and detail where too little is left of a frame without its bars; else None."""
+  left = width - bars.left - bars.right, height - bars.top - bars.bottom
+  if not any(bars) or min(left) >= letterbox.min_side:
+    return None
+  size = f"{left[0]}x{left[1]} of {width}x{height} pixels are picture"
+  return SMALL, f"{size}, a side is below {letterbox.min_side} (scores.letterbox.min_side)"

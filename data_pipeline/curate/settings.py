@@ -138,13 +138,21 @@ class Motion(Limits):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Letterbox(Limits):
-  """Attributes: crop: bars are cut off; max_luma: of a black line, 0..255."""
+  """Limits of the share of the frame that is bars, and:
+
+  Attributes:
+    crop: bars are cut off.
+    min_side: pixels that the picture between bars that are cut off has at least, either way.
+    max_luma: of a black line, 0..255.
+  """
 
   crop: bool
+  min_side: int
   max_luma: float
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    check_range("curate.scores.letterbox.min_side", self.min_side, 1, MAX_SIDE)
     check_range("curate.scores.letterbox.max_luma", self.max_luma, 0, 255)
 
 

@@ -100,12 +100,14 @@ def renew_report(folder: str | os.PathLike) -> None:
 def describe(folder: Path) -> dict[str, Any]:
   """What `job.curate` returns, but for the time."""
   dataset = Dataset.open(folder, kind="clip")
-  facts = _facts(list(read_rows(folder / "sources.jsonl")))
+  sources = list(read_rows(folder / "sources.jsonl"))
+  facts = _facts(sources)
   return {
     "out": str(folder),
     "clips": len(dataset),
     "without_captions": int((np.diff(dataset.index["caption_offsets"]) == 0).sum()),
     "sources": facts["sources"],
+    "sources_without_clips": sum(not row["clips"] for row in sources),
     "rejects": dict(sorted(count_reasons(read_rows(folder / "rejects.jsonl")).items())),
     "usage": facts["usage"],
     "fingerprint": dataset.fingerprint,

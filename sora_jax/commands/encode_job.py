@@ -17,7 +17,7 @@ from data_pipeline.errors import BadInput
 from data_pipeline.parts import Parts
 from data_pipeline.renditions import Rule, plan_renditions
 from sora_jax.commands.encode_parts import PartEncoder, Plan, plan_parts, shapes_of
-from sora_jax.commands.encode_progress import ClipMeter
+from sora_jax.commands.encode_progress import RenditionMeter
 from sora_jax.commands.progress import say
 from sora_jax.generate.programs import Programs, choose_programs, encoder_radius
 from sora_jax.models.frozen_vae import FrozenVAE, save_frozen_vae
@@ -112,10 +112,14 @@ class EncodeJob:
         f"encode: {self._out} holds latents of other {', '.join(changed)}. "
         "Give another --out, or remove it."
       )
-    say(f"encode: {self._out} is there already, {len(dataset)} clips")
+    say(f"encode: {self._out} is there already, {self._describe(len(dataset))}")
     register_derived(self._clips.path, dataset.path)
     self._report(len(dataset), 0, 0.0)
     return dataset
+
+  def _describe(self, renditions: int) -> str:
+    clips = len(self._clips)
+    return f"{clips} clips" if self._rules is None else f"{renditions} renditions of {clips} clips"
 
   def _write(self, table: np.ndarray, programs: Programs) -> Dataset:
     plan = plan_parts(
@@ -166,7 +170,7 @@ class EncodeJob:
       say(f"encode: continues, {there} of {there + len(missing)} parts are there")
     mine = missing[hosts.index() :: hosts.count()]
     total = sum(len(plan.parts[split][part]) for split, part in mine)
-    with ClipMeter("encode", total) as meter:
+    with RenditionMeter("encode", total) as meter:
       for split, part in mine:
         parts.write(split, part, maker.records(plan.parts[split][part], meter))
     done = hosts.share("encoded", [total, meter.seconds], seconds=WAIT_SECONDS)

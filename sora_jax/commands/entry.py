@@ -5,13 +5,16 @@
 
 import difflib
 import importlib
+import itertools
 import json
 import os
 import sys
 import threading
 import traceback
+from collections.abc import MutableMapping
 from typing import NoReturn
 
+from data_pipeline import messages
 from data_pipeline.errors import BadInput
 from sora_jax import __version__
 from sora_jax.commands.compiled import keep_compiled
@@ -36,7 +39,8 @@ COMMANDS = {
 
 def usage() -> str:
   lines = [f"  {name:9}{text}" for name, text in COMMANDS.items()]
-  return "\n".join(["usage: sora COMMAND [options]    (sora COMMAND --help)", "", *lines])
+  how = "usage: sora COMMAND [options]    (sora COMMAND --help; -v tells more)"
+  return "\n".join([how, "", *lines])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def program() -> NoReturn:
   """`main` as a process. After a failure no destructor runs: those of XLA may crash, or wait."""
+  begin_messages(sys.argv[1:])
   keep_compiled()
   show_life()
   code = main()
@@ -74,6 +79,16 @@ def program() -> NoReturn:
   if code:
     leave(code)
   sys.exit(code)
+
+
+def begin_messages(argv: list[str], environment: MutableMapping[str, str] = os.environ) -> None:
+  """Makes the process quiet, unless -v is among its own options. Comes before heavy imports."""
+  own = list(itertools.takewhile(lambda word: word != "--", argv))
+  if not {"-v", "--verbose"}.isdisjoint(own):
+    environment[messages.VERBOSE] = "1"
+  messages.begin(environment)
+  if own[:1] != ["launch"]:  # what it starts may run elsewhere
+    messages.hide_absent_tpu(environment)
 
 
 def leave(code: int) -> NoReturn:

@@ -10,21 +10,25 @@ from rich.table import Table
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.page import Histogram, histogram
+from data_pipeline.renditions import clip_of
 from sora_jax.models.frozen_vae import read_json
 from sora_jax.models.vae import make_codec
 
 _SIDES = {"clip": ("frames", "height", "width"), "latent": ("f", "h", "w")}
+_READ = 10_000  # renditions, at most, whose ids are read to count their clips
 
 
 def describe_dataset(path: str | os.PathLike) -> dict:
   """Checks the shards and the fingerprint of a dataset, and counts what its index says.
 
   Returns:
-    JSON-able: `path`, `kind`, `name`, `version`, `fingerprint`, `meta`; `clips`, and by name
-    `splits`; of clips `storage` and `pixels`; of latents `tokens` (patches of 1x1x1),
-    `latent_channels`, and by text encoder `text_state_width` (None: no states) and `caption_tokens`
-    (`total`, `mean`, `max` of a caption, None without captions); `shapes` ([{f, h, w or frames,
-    height, width, clips}], most frequent first); `fps` (clips by rate); `sources`; `captions`
+    JSON-able: `path`, `kind`, `name`, `version`, `fingerprint`, `meta`; `clips` (records, here and
+    below: of latents they are renditions), and by name `splits`; of clips `storage` and `pixels`;
+    of latents `renditions`, `of_clips` (distinct ones; None of more than 10,000 renditions, whose
+    ids would have to be read), `tokens` (patches of 1x1x1), `latent_channels`, and by text encoder
+    `text_state_width` (None: no states) and `caption_tokens` (`total`, `mean`, `max` of a caption,
+    None without captions); `shapes` ([{f, h, w or frames, height, width, clips}], most frequent
+    first); `fps` (clips by rate); `sources`; `captions`
     (`total`, `without`: clips that have none); `seconds` (of latents: of the frames they stand for,
     None without the VAE that says how many); `histograms` by name (`seconds`, `captions` and, of
     latents, `tokens`; `edges` and `counts` of clips, see `page.Histogram`); `shards` ([{file,
@@ -84,11 +88,35 @@ def _count_frames(dataset: Dataset, frames: np.ndarray) -> np.ndarray | None:
 def _latent_facts(dataset: Dataset, sides: np.ndarray) -> dict:
   names = dataset.tokenizers
   return {
+    "renditions": len(dataset),
+    "of_clips": _count_clips(dataset),
     "tokens": int(sides.prod(axis=1).sum()),
     "latent_channels": dataset.latent_channels,
     "text_state_width": {name: dataset.state_width(name) for name in names},
     "caption_tokens": {name: _sum_up(dataset.caption_tokens(name)) for name in names},
   }
+
+
+def _count_clips(dataset: Dataset) -> int | None:
+  """Clips that a latent dataset has renditions of; None where too many ids are to be read."""
+  if not dataset.meta.get("renditions"):
+    return len(dataset)  # each as it is
+  if len(dataset) > _READ:
+    return None
+  return len({clip_of(dataset.read(row).id) for row in range(len(dataset))})
+
+
+def count_records(facts: dict) -> str:
+  """How many records there are of what, in words: 870 renditions of 154 clips."""
+  if facts["kind"] == "clip":
+    return f"{facts['clips']:,} clips"
+  clips = "" if facts["of_clips"] is None else f" of {facts['of_clips']:,} clips"
+  return f"{facts['renditions']:,} renditions{clips}"
+
+
+def unit_of(facts: dict) -> str:
+  """What the records are, in words."""
+  return "clips" if facts["kind"] == "clip" else "renditions"
 
 
 def _sum_up(column: np.ndarray) -> dict:
@@ -128,16 +156,17 @@ def print_dataset(facts: dict, console: Console | None = None, rows: int = 12) -
     rows: most lines of a table; the rest is summed up in one.
   """
   console = console or Console(stderr=True)
-  title = f"{facts['name']}: {facts['clips']:,} {facts['kind']}s, {facts['fingerprint'][:12]}"
+  title, unit = f"{facts['name']}: {count_records(facts)}", unit_of(facts)
+  title += f", {facts['fingerprint'][:12]}"
   console.print(_table(title, ("fact", "value"), _summary(facts)))
   shapes = [
     ("x".join(str(n) for name, n in shape.items() if name != "clips"), f"{shape['clips']:,}")
     for shape in facts["shapes"]
   ]
   for name, counted in facts["histograms"].items():
-    console.print(_table(name, ("from", "to", "clips", ""), _bars(Histogram(**counted))))
+    console.print(_table(name, ("from", "to", unit, ""), _bars(Histogram(**counted))))
   header = " x ".join(_SIDES[facts["kind"]])
-  console.print(_table("shapes", (header, "clips"), _shorten(shapes, rows)))
+  console.print(_table("shapes", (header, unit), _shorten(shapes, rows)))
   shards = [(s["file"], f"{s['records']:,}", f"{s['bytes']:,}") for s in facts["shards"]]
   console.print(_table("shards", ("file", "records", "bytes"), _shorten(shards, rows)))
 
@@ -148,7 +177,7 @@ def _summary(facts: dict) -> list[tuple[str, str]]:
     ("splits", _join(facts["splits"])),
     ("fps", _join(facts["fps"])),
     ("sources", f"{facts['sources']:,}"),
-    ("captions", f"{captions['total']:,} ({captions['without']:,} clips without)"),
+    ("captions", f"{captions['total']:,} ({captions['without']:,} {unit_of(facts)} without)"),
     ("bytes", f"{facts['bytes']:,}"),
   ]
   if "fill" in facts:

@@ -12,6 +12,7 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.page import Histogram
 from sora_jax.commands.inspect_clips import FrameReader, describe_clip
+from sora_jax.commands.inspect_data import count_records, unit_of
 from sora_jax.commands.progress import track
 
 _SHEET = {"clip": 24, "latent": 8}  # clips on it: a latent has to be decoded
@@ -35,14 +36,14 @@ def write_dataset_page(dataset: Dataset, facts: dict, rows: np.ndarray, limit: i
     raise BadInput(f"inspect: --html={path} is no file in a folder that exists. Name another.")
   rows = rows[hashing.permuted(len(rows), 0, min(len(rows), _SCORED), _SEED)]
   sheet = list(_draw_sheet(dataset, rows[: limit or _SHEET[dataset.kind]]))
-  scores = list(_draw_scores(dataset, rows))
+  scores, unit = list(_draw_scores(dataset, rows)), unit_of(facts)
   sections = [
     page.draw_section("Numbers", [page.draw_table(_numbers(facts))], least=0),
-    page.draw_section("Clips", _draw_counts(facts)),
-    *([page.draw_section(f"Scores of {len(rows):,} clips", scores)] if scores else []),
+    page.draw_section(unit.capitalize(), _draw_counts(facts)),
+    *([page.draw_section(f"Scores of {len(rows):,} {unit}", scores)] if scores else []),
     page.draw_section(f"{len(sheet):,} of them", sheet, least=480),
   ]
-  summary = f"{facts['clips']:,} {facts['kind']}s of {facts['sources']:,} sources, {facts['path']}"
+  summary = f"{count_records(facts)} of {facts['sources']:,} sources, {facts['path']}"
   try:
     page.write_page(path, f"{facts['name']} ({facts['kind']}s)", summary, sections)
   except PermissionError as error:
@@ -50,10 +51,12 @@ def write_dataset_page(dataset: Dataset, facts: dict, rows: np.ndarray, limit: i
 
 
 def _numbers(facts: dict) -> dict[str, object]:
-  names = ("clips", "sources", "seconds", "tokens", "pixels", "bytes", "steps", "fingerprint")
-  shown = {name: facts[name] for name in names if facts.get(name) is not None}
+  count = ("clips",) if facts["kind"] == "clip" else ("renditions", "of_clips")
+  names = (*count, "sources", "seconds", "tokens", "pixels", "bytes", "steps", "fingerprint")
+  shown = {n.replace("_", " "): facts[n] for n in names if facts.get(n) is not None}
   shown |= {n: f"{100 * facts[n]:.2f} %" for n in ("fill", "imbalance") if n in facts}
-  shown |= {"captions": facts["captions"]["total"], "clips without": facts["captions"]["without"]}
+  without = f"{unit_of(facts)} without"
+  shown |= {"captions": facts["captions"]["total"], without: facts["captions"]["without"]}
   return {n: f"{v:,.6g}" if isinstance(v, float) else _group(v) for n, v in shown.items()}
 
 
@@ -62,7 +65,11 @@ def _group(value: object) -> str:
 
 
 def _draw_counts(facts: dict) -> Iterator[str]:
-  for name, unit in (("seconds", "seconds"), ("tokens", "1x1x1 patches"), ("captions", "a clip")):
+  for name, unit in (
+    ("seconds", "seconds"),
+    ("tokens", "1x1x1 patches"),
+    ("captions", f"a {unit_of(facts)[:-1]}"),
+  ):
     if name in facts["histograms"]:
       counted = Histogram(**facts["histograms"][name])
       yield page.draw_histogram(name.capitalize(), counted, unit)

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from data_pipeline.errors import BadInput
-from sora_jax.commands.options import Parser, make_parser
+from sora_jax.commands.options import Parser, add_verbose, make_parser
 from sora_jax.commands.progress import say
 from sora_jax.launch import gke, slurm, tpu_vm
 from sora_jax.launch.gang import Devices
@@ -41,6 +41,7 @@ def parser():
       name, help=add.__doc__, description=add.__doc__, allow_abbrev=False,
       formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    add_verbose(one)
     add(one)
     one.add_argument("command", nargs="...", metavar="-- COMMAND ...", help="of sora: train ...")
   return p

@@ -34,6 +34,7 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False, 
     action="store_true",
     help="leave out the table for people; the last line on stdout is always the result as JSON",
   )
+  add_verbose(parser)
   if config or beam:
     parser.add_argument(
       "--config",
@@ -42,6 +43,17 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False, 
       help="experiment; --config.a.b=value overrides",
     )
   return parser
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+  """Adds -v, which `entry.begin_messages` looks for before anything else is read."""
+  parser.add_argument(
+    "-v",
+    "--verbose",
+    action="store_true",
+    default=argparse.SUPPRESS,
+    help="also show what the libraries log",
+  )
 
 
 class Parser(argparse.ArgumentParser):

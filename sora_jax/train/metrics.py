@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel import hosts
 from sora_jax.train.board import Board
+from sora_jax.train.console import Clock, Pace, format_seconds, open_console
 from sora_jax.train.lines import Lines
 from sora_jax.train.stop import DiskFull
 
@@ -126,16 +126,18 @@ class MetricsWriter:
     step: steps done already; TensorBoard drops what an earlier session wrote after it. `cut_back`
       does the same for `metrics.jsonl` and must be called first.
 
+    clock: for the lines, which become rarer where stderr is no terminal; first and last are shown.
+
   Of several processes the first one writes and shows.
   """
 
-  def __init__(self, workdir, *, total_steps: int, step: int = 0):
+  def __init__(self, workdir, *, total_steps: int, step: int = 0, clock: Clock = time.monotonic):
     self._total, self._bar, self._writes = total_steps, None, hosts.is_first()
     if not self._writes:
       return
     self._lines = Lines(Path(workdir) / "metrics.jsonl")
     self._board = Board(Path(workdir) / "tensorboard", first_step=step + 1)
-    console = Console(stderr=True)
+    self._pace, console = Pace(clock), open_console()
     if console.is_terminal:
       columns = (
         TextColumn("train"),
@@ -167,9 +169,10 @@ class MetricsWriter:
     if self._bar:
       self._bar.update(self._task, completed=step, description=", ".join(words))
       return
+    if not self._pace.due(is_last=step >= self._total):
+      return
     if "step_seconds" in values:
-      left = round((self._total - step) * values["step_seconds"])
-      words.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+      words.append(f"{format_seconds((self._total - step) * values['step_seconds'])} left")
     print(f"train: step {step}/{self._total}, {', '.join(words)}", file=sys.stderr, flush=True)
 
   def close(self) -> None:

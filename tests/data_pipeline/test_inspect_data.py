@@ -1,16 +1,19 @@
 """`describe_dataset` counts what was written; `print_dataset` shows it on stderr."""
 
 import json
+import re
 
 import ml_dtypes
 import numpy as np
 import pytest
 from rich.console import Console
 
+from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import LATENT_VERSION, ClipRecord, LatentRecord
+from data_pipeline.renditions import RENDITION, name_rendition
 from data_pipeline.writer import DatasetWriter
-from sora_jax.commands import inspect
+from sora_jax.commands import inspect, inspect_data, inspect_page
 from sora_jax.commands.inspect_data import describe_dataset, print_dataset
 
 COMMON = dict(licence="CC0-1.0", start_frame=0, attributes="", scores="")
@@ -77,6 +80,8 @@ def test_describes_latents(latents):
     "version": LATENT_VERSION,
     "meta": {"vae": "abc"},
     "clips": 4,
+    "renditions": 4,
+    "of_clips": 4,
     "splits": {"train": 3, "held_out": 1},
     "tokens": 4 + 24 + 24 + 80,
     "latent_channels": 4,
@@ -115,11 +120,64 @@ def test_prints_on_stderr_and_shortens(clips, latents, capsys):
   print_dataset(describe_dataset(latents))
   streams = capsys.readouterr()
   assert streams.out == "" and "train: 3, held_out: 1" in streams.err
+  assert "tiny: 4 renditions of 4 clips, " in streams.err
+  assert "(1 renditions without)" in streams.err
+  assert not re.search(r"\bclips\b(?!,)", streams.err)
   console = Console(width=100, record=True, file=open("/dev/null", "w"))
   with console.file:
     print_dataset(describe_dataset(clips), console, rows=5)
   text = console.export_text()
   assert text.count("and 16 more") == 2 and "frames x height x width" in text
+
+
+@pytest.fixture
+def renditions(tmp_path):
+  """Five renditions of two clips, one of which has the letters in its name that part an id."""
+  path = tmp_path / "renditions"
+  rules = {"small": {"pixels": 64}}
+  plan = np.zeros(5, RENDITION)
+  plan["start"], plan["frames"], plan["fps"] = [0, 1, 2, 0, 1], 1, 7.5
+  plan["height"] = plan["width"] = plan["resized"] = 8
+  plan["resized"][2] = 9  # its id ends in the size before it was cropped
+  meta = {"renditions": rules}
+  with DatasetWriter(path, "latent", name="t", shard_bytes=10**6, meta=meta) as out:
+    for i, rendition in enumerate(plan):
+      out.add(
+        LatentRecord(
+          id=name_rendition("a@b.mp4:0-9@" if i < 3 else "a@b.mp4:9-18", rendition),
+          source="a@b.mp4",
+          split="train",
+          frames=1,
+          height=8,
+          width=8,
+          crop=(0, 0, 0, 0),
+          fps=7.5,
+          latent=np.zeros((1, 2, 2, 4), ml_dtypes.bfloat16),
+          captions=(),
+          text_ids={"words": ()},
+          **COMMON,
+        )
+      )
+  return path
+
+
+def test_renditions_are_not_called_clips(renditions, monkeypatch, tmp_path, capsys):
+  facts = describe_dataset(renditions)
+  assert (facts["clips"], facts["renditions"], facts["of_clips"]) == (5, 5, 2)
+  print_dataset(facts)
+  text = capsys.readouterr().err
+  assert "t: 5 renditions of 2 clips, " in text and "5 renditions without" in text
+  assert "┃ renditions ┃" in text and "┃ clips" not in text
+  monkeypatch.setattr(inspect_page, "_draw_sheet", lambda *_: [])  # no VAE decodes these
+  dataset = Dataset.open(renditions, kind=None)
+  inspect_page.write_dataset_page(dataset, facts, np.arange(5), 0, tmp_path / "p.html")
+  page = (tmp_path / "p.html").read_text(encoding="utf-8")
+  assert "5 renditions of 2 clips of 1 sources" in page and "Renditions" in page
+  texts = re.findall(r">([^<]*\bclips\b[^<]*)<", page)
+  assert {text for text in texts if "5 renditions of 2 clips" not in text} == {"of clips"}
+  monkeypatch.setattr(inspect_data, "_READ", 4)
+  facts = describe_dataset(renditions)
+  assert facts["of_clips"] is None and inspect_data.count_records(facts) == "5 renditions"
 
 
 def test_refuses_a_changed_index(latents):

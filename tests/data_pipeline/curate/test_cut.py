@@ -87,7 +87,7 @@ def test_clips_are_the_frames_of_the_shots_and_the_rest_is_rejected(film, tmp_pa
   assert reject == dict(
     source="film.mp4", start_frame=32, end_frame=48, reason="static", detail=reject["detail"]
   )
-  assert re.match(r"motion \S+ is below 0.002", reject["detail"])
+  assert re.match(r"motion \S+ is below 0.002 \(scores.motion.min\)", reject["detail"])
   assert summary["shots"] == 3 and summary["media"]["frames"] == 90
   first, second = read_records(tmp_path, summary)
   for record, clip in ((first, summary["clips"][0]), (second, summary["clips"][1])):
@@ -250,6 +250,71 @@ def test_bars_are_cut_off_and_copies_look_alike(tmp_path):
   kept = make_settings(scores__letterbox__crop=False)
   source = source_of(str(tmp_path / "barred.mp4"))
   assert cut.cut_source(source, kept, tmp_path / "kept")["clips"][0]["height"] == 120
+
+
+@pytest.mark.parametrize(
+  "frame, picture, share",
+  [
+    ((320, 180), (102, 180), 0.68125),  # 9:16 in 16:9
+    ((320, 180), (240, 180), 0.25),  # 4:3 in 16:9
+    ((180, 320), (180, 102), 0.68125),  # 16:9 in 9:16
+    ((320, 180), (106, 60), 1 - 106 * 60 / (320 * 180)),  # 89 %: a window of a third of each side
+  ],
+)
+def test_a_picture_between_bars_is_kept_however_wide(frame, picture, share, tmp_path, make):
+  (width, height), (w, h) = frame, picture
+  path = tmp_path / "barred.mkv"
+  pad = f"pad={width}:{height}:{(width - w) // 2}:{(height - h) // 2}"
+  moving = f"mandelbrot=s={w}x{h}:rate=24:start_scale=2"
+  make.ffmpeg("-f", "lavfi", "-i", moving, "-vf", pad, "-t", 1, "-c:v", "ffv1", path)
+  summary = cut.cut_source(source_of(path), make_settings(), tmp_path / "spools")
+  (clip,) = summary["clips"]
+  assert not summary["rejects"] and (clip["width"], clip["height"]) == picture
+  assert clip["frames"] == 24 and clip["scores"]["letterbox"] == pytest.approx(share, abs=1e-5)
+  (record,) = read_records(tmp_path / "spools", summary)
+  left = (width - w) // 2, (height - h) // 2
+  wanted = make.reference(path, width, height)[:, left[1] : left[1] + h, left[0] : left[0] + w]
+  shown = np.stack(list(record.video.frames()))
+  assert np.abs(shown.astype(int) - wanted).mean() < 1.5
+
+
+@pytest.mark.parametrize("speed", [0.1, 3.0])
+def test_bars_do_not_change_how_much_a_picture_moves(speed, tmp_path):
+  picture = texture(3, 200, 800)
+  plain = [shifted(picture, speed * t, 0, (60, 106)) for t in range(24)]
+  barred = [np.pad(frame, ((60, 60), (107, 107), (0, 0))) for frame in plain]
+  found = []
+  for name, frames in (("plain.mkv", plain), ("barred.mkv", barred)):
+    source = source_of(store(tmp_path / name, frames))
+    (clip,) = cut.cut_source(source, make_settings(), tmp_path / "spools")["clips"]
+    found.append((clip["scores"]["motion"], clip["scores"]["pan_x"], clip["camera"]))
+  assert found[1][:2] == pytest.approx(found[0][:2], rel=0.15) and found[1][2] == found[0][2]
+  assert found[0][0] == pytest.approx(speed * 24 / np.hypot(60, 106), rel=0.15)
+
+
+def test_a_logo_on_black_and_a_picture_that_is_too_small_are_told_apart(tmp_path):
+  frames = [np.pad(frame[:40, :60], ((70, 70), (130, 130), (0, 0))) for frame in shot(3, 24)]
+  source = source_of(store(tmp_path / "small.mp4", frames))  # 60x40 of 320x180: 95.8 % are bars
+
+  def refused(folder, **changes):
+    (row,) = cut.cut_source(source, make_settings(**changes), tmp_path / folder)["rejects"]
+    return row["reason"], row["detail"]
+
+  logo = "letterboxed", "letterbox 0.9583 is above 0.95 (scores.letterbox.max)"
+  assert refused("default") == logo
+  either = dict(scores__letterbox__max=None, scores__brightness__measure=False)
+  reason, detail = refused("small", scores__letterbox__min_side=41, **either)
+  assert reason == "small_picture" and detail == (
+    "60x40 of 320x180 pixels are picture, a side is below 41 (scores.letterbox.min_side)"
+  )
+  kept = make_settings(scores__letterbox__min_side=40, **either)
+  (clip,) = cut.cut_source(source, kept, tmp_path / "kept")["clips"]
+  assert (clip["width"], clip["height"]) == (60, 40)
+  still = dict(scores__motion__measure=False, scores__sharpness__measure=False)
+  apart = dict(scores__letterbox__min_side=41, scores__letterbox__crop=False)
+  whole = make_settings(**apart, **still, **either)
+  (clip,) = cut.cut_source(source, whole, tmp_path / "whole")["clips"]  # nothing is cut off
+  assert (clip["width"], clip["height"]) == (320, 180)
 
 
 def test_clips_are_reduced_when_asked_and_images_are_clips_of_one_frame(tmp_path):

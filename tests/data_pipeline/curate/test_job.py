@@ -288,3 +288,22 @@ def test_appending_another_video_of_a_known_name_is_refused(made, videos, tmp_pa
   shutil.copy(videos / "v0.mp4", tmp_path / "more" / "v1.mp4")
   with pytest.raises(BadInput, match=r"1 sources have the names of others in .* \(v1\.mp4\)"):
     curate(str(tmp_path / "more"), out, settings_of(), workers=1, is_append=True)
+
+
+def test_progress_counts_what_is_cut_by_these_settings(videos, tmp_path):
+  """Pieces that other settings left are no progress, until they are made anew."""
+  given, told = tmp_path / "videos", []
+  given.mkdir()
+  for name in ("v0.mp4", "text.mp4"):
+    shutil.copy(videos / name, given)
+  out = tmp_path / "clips"
+  curate(str(given), out, settings_of(), workers=1)
+  shutil.rmtree(out)
+  for _ in range(2):
+    other = settings_of(windows__min_seconds=0.6)
+    curate(str(given), out, other, workers=1, progress=lambda *counts: told.append(counts))
+    shutil.rmtree(out)
+    assert told[-1] == ("cut", 2, 2)
+    told.append(("again", 0, 0))
+  first, second = told[: told.index(("again", 0, 0))], told[told.index(("again", 0, 0)) + 1 :]
+  assert first[0] == ("cut", 0, 2) and second[0] == ("cut", 2, 2)

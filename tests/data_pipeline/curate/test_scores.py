@@ -252,11 +252,11 @@ def test_the_first_limit_that_is_broken_is_the_reason():
     "dark": dict(brightness=0.01),
     "glaring": dict(brightness=0.99),
     "flat": dict(contrast=0.001),
-    "letterboxed": dict(letterbox=0.7),
+    "letterboxed": dict(letterbox=0.96),
   }
   for reason, value in broken.items():
     assert scores.judge(fine | value, DEBUG)[0] == reason
   assert scores.judge(fine | dict(motion=0.0, brightness=0.0), DEBUG) == (
     "static",
-    "motion 0 is below 0.002",
+    "motion 0 is below 0.002 (scores.motion.min)",
   )

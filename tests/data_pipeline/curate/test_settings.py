@@ -60,6 +60,7 @@ def test_the_experiment_refuses_another_name_and_is_locked():
     ("scores.motion.min", 0.9, "min=0.9 is above max=0.7"),
     ("scores.nsfw.measure", 1, "curate.scores.nsfw.measure=1 is no bool"),
     ("scores.aesthetic.measure", True, "measure=True needs weights"),
+    ("scores.letterbox.min_side", 0, "min_side=0 is not in 1..16384"),
     ("scores.letterbox.max_luma", 300.0, "max_luma=300 is not in 0..255"),
     ("near.max_distance", 65, "curate.near.max_distance=65 is not in 0..64"),
     ("write.codec", "gif", "curate.write.codec='gif' is unknown. Use one of h264, lossless"),

@@ -302,12 +302,14 @@ def test_captions_are_encoded_once_and_only_for_states():
   assert encoder.asked == ["a", "bb"]
 
 
-def test_tells_clips_a_second(monkeypatch, capsys):
+def test_tells_renditions_a_second_and_ever_more_rarely(capsys):
   now = [0.0]
-  monkeypatch.setattr(encode_progress.time, "monotonic", lambda: now[0])
-  with encode_progress.ClipMeter("encode", 40) as meter:
-    for _ in range(20):
+  with encode_progress.RenditionMeter("encode", 200, clock=lambda: now[0]) as meter:
+    for _ in range(190):
       now[0] += 1.0
       meter()
-    assert meter.rate == 1.0 and meter.seconds == 20.0
-  assert capsys.readouterr().err == "encode: 11/40, 1 clips/s, 29 s left\n"
+    assert meter.rate == 1.0 and meter.seconds == 190.0
+  told = capsys.readouterr().err.splitlines()
+  assert told[:2] == ["encode: 0/200", "encode: 10/200, 1 renditions/s, 0:03:10 left"]
+  counts = [int(line.split()[1].split("/")[0]) for line in told]
+  assert counts == [0, 10, 20, 30, 40, 50, 60, 120, 180, 190]  # it ends too early, and says so

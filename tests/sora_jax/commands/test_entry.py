@@ -120,3 +120,15 @@ def test_sigterm_outside_the_steps_leaves_at_once(sora, monkeypatch, tmp_path):
 def test_a_tuple_that_the_config_leaves_empty_can_be_given():
   words = ["--config=experiments/demo.py:dit", "--config.data.weights=(1.0,2.0)"]
   assert load_config(words).data.weights == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_v(name, sora):
+  text = sora(name, "--help").out
+  assert "-v, --verbose" in text, text
+
+
+def test_each_way_to_launch_takes_v_and_hands_others_on():
+  words = ["local", "-v", "--processes=2", "--", "train", "-v"]
+  parsed = module("launch").parser().parse_args(words)
+  assert parsed.verbose and parsed.command[-2:] == ["train", "-v"]
