@@ -12,6 +12,7 @@ from data_pipeline.curate.captions import caption_clip, caption_clips, hash_fram
 from data_pipeline.curate.chat import Chat, Usage
 from data_pipeline.curate.child import ChildFailed, run_in_child
 from data_pipeline.curate.cut import cut_source
+from data_pipeline.curate.reuse import reuse_spool
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.spool import (
   Decision,
@@ -57,7 +58,7 @@ class Cutter:
     """The summary of a source, which is cut now if it was not. Raises OSError: the disk is full."""
     with reporting(self.work):
       found = read_summary(source, self.settings, self.work.spools)
-      return found or self._cut(source)
+      return found or reuse_spool(source, self.settings, self.work) or self._cut(source)
 
   def _cut(self, source: Source) -> Summary:
     decode = self.settings.decode
