@@ -80,10 +80,12 @@ def cut_source(source: Source, settings: Settings, folder: str | os.PathLike) ->
 def _cut_or_reject(spool: Spool, settings: Settings) -> None:
   try:
     with open_source(spool.source) as file:
-      _cut(file, spool, settings)
-      if spool.summary["clips"]:
-        spool.summary["content"] = hash_content(spool.source, file)
-  except Refused as error:
+      try:
+        _cut(file, spool, settings)
+      except Refused as error:
+        spool.reject(Reject(spool.source.name, None, error.reason, None, error.detail))
+      spool.summary["content"] = hash_content(spool.source, file)
+  except Refused as error:  # on opening
     spool.reject(Reject(spool.source.name, None, error.reason, None, error.detail))
 
 

@@ -11,7 +11,7 @@ A summary holds
     media       what `media.probe` says of it, or None
     shots       how many
     rate        frames a second of the windows, as a fraction; not there where nothing could be read
-    content     `content.hash_content` of a source that has clips
+    content     `content.hash_content` of the source
     file, file_bytes   of the records
     clips       one a record: id, source, split, start_frame, frames, fps, width, height, bytes,
                 captions (how many), words (of the longest one), bars (pixels cut off), scores,
@@ -45,7 +45,12 @@ _OPTIONS = "group_size:1,uncompressed"
 
 
 def refuse_source(
-  source: Source, settings: Settings, folder: str | os.PathLike, reason: str, detail: str
+  source: Source,
+  settings: Settings,
+  folder: str | os.PathLike,
+  reason: str,
+  detail: str,
+  content: str = "",
 ) -> Summary:
   """Leaves the spool of a source whose child process failed: one reject, no clips.
 
@@ -56,6 +61,7 @@ def refuse_source(
     part.unlink(missing_ok=True)
   spool = Spool(source, settings, folder)
   spool.reject(Reject(source.name, None, reason, None, detail))
+  spool.summary["content"] = content
   return spool.finish(bounds=_bounds(settings))
 
 

@@ -56,8 +56,9 @@ def _read_made(folder: Path) -> Row:
 def note_jobs(folder: Path, jobs: Sequence[str]) -> None:
   """Adds digests of jobs to those that made a dataset."""
   made = _read_made(folder)
-  jobs = list(dict.fromkeys([*made.get("jobs", []), *jobs]))
-  write_rows(folder / "curation.json", [made | {"jobs": jobs}])
+  known = made.get("jobs", [])
+  if new := [job for job in dict.fromkeys(jobs) if job not in known]:
+    write_rows(folder / "curation.json", [made | {"jobs": [*known, *new]}])
 
 
 def change_sources(folder: Path, changes: Mapping[str, Row]) -> None:
