@@ -21,7 +21,9 @@ from data_pipeline.curate.settled import Settled
 from data_pipeline.curate.spool import Ref, Work, read_clips, read_rows, write_rows
 from data_pipeline.dataset import Dataset
 
-LONG_WORDS = 200  # about 254 word pieces: what MiniLM, the default text encoder, takes of a caption
+# Words and marks from which on MiniLM, the default text encoder, may not take a caption whole: its
+# 254 word pieces were at least 226 of them in English captions of that length.
+LONG_WORDS = 200
 SHEET = 24  # clips of the report's contact sheet
 Row = dict[str, Any]
 
