@@ -129,8 +129,8 @@ def refuse_changed(place: Path, compared: Compared, empty: Collection[str] = ())
   if mended:
     raise BadInput(
       f"curate: {len(mended)} sources in {place} have other captions, licences or splits now "
-      f"({mended[0]}). Give --replace-captions instead of --append to replace the captions of "
-      "their clips."
+      f"({mended[0]}). sora curate --replace-captions, with the same --config and --input, gives "
+      "their clips these captions."
     )
 
 

@@ -141,7 +141,8 @@ class Replacement:
     """How a source was cut. Raises BadInput: an older version kept no word of it, nor its spool."""
     row = self._rows[source.name]
     summary = read_spool(source.name, self._settings, self._work.spools)
-    found = row if "shots" in row else summary
+    is_its = summary is not None and summary["source"]["stamp"] == row["stamp"]
+    found = row if "shots" in row else summary if is_its else None
     if found is None and (self._settings.write.inherit_captions != "one_shot"):
       found = {"shots": 1}  # whose number does not matter
     if found is None:
@@ -162,7 +163,7 @@ class Replacement:
 
   def _plan(self) -> list[int]:
     """Rows of the clips whose captions or licence change."""
-    changed = []
+    changed, self._emptied = [], 0
     for row, was, record, said in self._captioned():
       if said.failed:
         raise BadInput(
@@ -175,6 +176,7 @@ class Replacement:
       self._answers[name] += self._names_of_answers(record) if self._chat else []
       if was != (said.captions, record.licence):
         changed.append(row)
+        self._emptied += bool(was[0]) and not said.captions
     return changed
 
   def _captioned(self) -> Iterator[tuple[int, _Said, ClipRecord, Captioned]]:
@@ -273,15 +275,16 @@ class Replacement:
     """Forgets what is done, when nothing is missing.
 
     Returns:
-      JSON-able: `clips` whose captions were replaced, `unchanged` clips, `sources` that say other
-      things, `new` sources that the dataset does not know, `taken_down` ones, `missing` datasets,
-      and those that are `unfinished`.
+      JSON-able: `clips` whose captions were replaced, `emptied` ones that have none any more,
+      `unchanged` clips, `sources` that say other things, `new` sources that the dataset does not
+      know, `taken_down` ones, `missing` datasets, and those that are `unfinished`.
     """
     if not self.missing:
       self._work.captions.unlink(missing_ok=True)
     paths = [*(dataset.path for dataset in self.latents), *self.missing]
     return {
       "clips": len(self._numbers),
+      "emptied": self._emptied,
       "unchanged": len(self.clips) - len(self._numbers),
       "sources": len(self._compared.mended),
       "new": len(self._unknown),

@@ -130,7 +130,8 @@ def _replace_captions(args, settings: Settings) -> dict:
     renewed = {str(r.path): r.renew(clips, job.sources, job.newest) for r in renewals}
     result = job.finish() | {"latents": renewed, "fingerprint": clips.fingerprint}
   say(
-    f"curate: {result['clips']} clips have other captions now, {result['unchanged']} have the same"
+    f"curate: {result['clips']} clips have other captions now ({result['emptied']} of them none), "
+    f"{result['unchanged']} have the same"
   )
   if result["new"]:
     say(f"curate: {result['new']} sources of the input are new: --append adds them")

@@ -323,7 +323,7 @@ def test_files_that_changed_and_captions_that_were_mended_get_the_right_advice(
   shutil.copytree(videos, given)
   (given / "v1.txt").write_text("It stands still.\n")
   for append in (False, True):
-    with pytest.raises(BadInput, match=r"1 sources .* \(v1\.mp4\)\. Give --replace-captions inst"):
+    with pytest.raises(BadInput, match=r"1 sources .*\(v1\.mp4\)\. sora curate --replace-captions"):
       curate(str(given), out, settings_of(), workers=1, is_append=append)
   with open(given / "v2.mp4", "r+b") as file:  # as many bytes as before
     file.seek(-1, os.SEEK_END)

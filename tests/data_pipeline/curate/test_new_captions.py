@@ -117,7 +117,7 @@ def test_archives_and_rows_that_are_packed_anew(videos, tmp_path, monkeypatch):
     mend()
     with monkeypatch.context() as patch:
       patch.setattr(workers, "run_in_child", None)
-      with pytest.raises(BadInput, match="1 sources .*Give --replace-captions instead of --append"):
+      with pytest.raises(BadInput, match="1 sources .*sora curate --replace-captions, with the"):
         curate(str(given), out, settings_of(), workers=1)
       cut[kind] = replace(given, out, settings_of())
       assert sorted(captions_of(out).values()) == [("mended first",), ("second",)]
