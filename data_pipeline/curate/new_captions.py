@@ -141,7 +141,8 @@ class Replacement:
     """How a source was cut. Raises BadInput: an older version kept no word of it, nor its spool."""
     row = self._rows[source.name]
     summary = read_spool(source.name, self._settings, self._work.spools)
-    is_its = summary is not None and summary["source"]["stamp"] == row["stamp"]
+    stamps = row["stamp"], source.stamp  # the latter after a kill
+    is_its = summary is not None and summary["source"]["stamp"] in stamps
     found = row if "shots" in row else summary if is_its else None
     if found is None and (self._settings.write.inherit_captions != "one_shot"):
       found = {"shots": 1}  # whose number does not matter

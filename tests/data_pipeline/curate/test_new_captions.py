@@ -172,8 +172,27 @@ def test_an_endpoint_is_asked_nothing_twice(videos, tmp_path, monkeypatch):
   assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == state
 
 
-def test_without_the_work_folder(videos, tmp_path):
+def forget(out, *names):
+  """Leaves facts out of sources.jsonl that older versions did not keep."""
+  rows = [{k: v for k, v in row.items() if k not in names} for row in table(out).values()]
+  (out / "sources.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_datasets_of_older_versions_and_those_without_a_work_folder(videos, tmp_path):
   given, out = write_files(tmp_path / "in", videos), tmp_path / "clips"
+  curate(str(given), out, settings_of(), workers=1)
+  forget(out, "shots", "rate", "content")
+  write_files(given, {"a.txt": b"Said first."})
+  assert replace(given, out, settings_of())["clips"] == 1  # the spool knows the shots
+  assert captions_of(out)["a.mp4"] == ("Said first.",)
+  shutil.rmtree(Work.of(out).folder)
+  write_files(given, {"a.txt": b"Said again."})
+  with pytest.raises(BadInput, match=r"how many shots source 'a\.mp4' has is not known"):
+    replace(given, out, settings_of())
+  os.utime(given / "a.mp4", (1, 1))
+  with pytest.raises(BadInput, match=r"have the names of others .*a\.mp4.* or their files have ch"):
+    replace(given, out, settings_of())
+  shutil.rmtree(out)
   curate(str(given), out, settings_of(), workers=1)
   shutil.rmtree(Work.of(out).folder)
   write_files(given, {"a.txt": b"Said of a.", "c.mp4": b"no video"})
@@ -181,13 +200,6 @@ def test_without_the_work_folder(videos, tmp_path):
   assert (said["clips"], said["unchanged"], said["new"]) == (1, 1, 1)
   assert captions_of(out) == {"a.mp4": ("Said of a.",), "b.c.mp4": ()}
   assert {path.name for path in tmp_path.iterdir()} == {"in", "clips"}
-  # rows of an older version do not say how many shots there were
-  rows = [{k: v for k, v in row.items() if k != "shots"} for row in table(out).values()]
-  (out / "sources.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  write_files(given, {"a.txt": b"Said again."})
-  with pytest.raises(BadInput, match=r"how many shots source 'a\.mp4' has is not known"):
-    replace(given, out, settings_of())
-  assert captions_of(out)["a.mp4"] == ("Said of a.",)
 
 
 def test_only_files_with_other_stamps_are_read(tmp_path, monkeypatch):
