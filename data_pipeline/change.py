@@ -1,25 +1,26 @@
-"""Changes a dataset that is there: appends records to it, or takes those of some sources out.
+"""Changes a dataset that is there: appends records, takes some out, or revises them in place.
 
 The new dataset is made beside the old one, out of its files: a shard that stays as it is gets one
 more name (a hard link; a copy where the file system has none), and only the others are written.
 Then two renames put it in the old one's place (`folder.replace`). A kill at any moment leaves the
 old dataset or the new one: between the two renames neither has its name, and the next
-`Dataset.open`, `append` or `remove` gives it to the new one; what was not finished, and what was
-replaced, they remove. Rows and shards change their numbers: who reads the dataset meanwhile is told
+`Dataset.open` or change gives it to the new one; what was not finished, and what was
+replaced, goes too. Rows and shards change their numbers: who reads the dataset meanwhile is told
 by the next record read of a changed shard that it is not the one of his index.
 """
 
 import errno
+import itertools
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline import hashing, index
+from data_pipeline import hashing, index, stored
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.facts import Facts
@@ -101,6 +102,43 @@ def remove(
       _make(folder, facts, old, [_piece_of(old, gone=list(found))])
       replace(old.path)
   return list(found.values())
+
+
+def revise(
+  path: str | os.PathLike,
+  rows: Collection[int],
+  make: Callable[[list[Any]], Sequence[Record]],
+  *,
+  meta_changes: Mapping | None = None,
+  before: Callable[[str, str], None] | None = None,
+) -> Dataset:
+  """Puts other records in the places of some: rows, shards, ids, sources and splits stay.
+
+  Shards without such a record stay as they are.
+
+  Args:
+    path: of the dataset.
+    rows: of the records.
+    make: gives the new records of some old ones, in their order; at most _BATCH at once.
+    meta_changes: facts in the dataset's meta that are other ones from now on.
+    before: told the fingerprints of the old and the new dataset just before that takes its place.
+  Returns:
+    The dataset as it is now.
+  Raises:
+    BadInput: a bad record, or one unlike the others.
+    OSError: the disk is full. The dataset is as it was.
+  """
+  with _changing(path) as (old, folder):
+    facts = _facts_of(old, meta_changes)
+    if len(rows) or facts.meta != old.meta:
+      chosen = np.zeros(len(old), bool)
+      chosen[list(rows)] = True
+      columns, sizes = _revise_shards(folder, facts, old, chosen, make)
+      fingerprint = _complete(folder, facts, old, columns, sizes)
+      if before:
+        before(old.fingerprint, fingerprint)
+      replace(old.path)
+  return Dataset.open(old.path, kind=old.kind)
 
 
 class _Piece(NamedTuple):
@@ -201,6 +239,15 @@ def _make(folder: Path, facts: Facts, old: Dataset, pieces: list[_Piece]) -> Non
     for i in range(len(shards)):
       (folder / f"{split}-{i}").rename(folder / name_of(facts.name, split, i, len(shards)))
   shutil.rmtree(folder / "more", ignore_errors=True)
+  _complete(folder, facts, old, columns, sizes)
+
+
+def _complete(folder: Path, facts: Facts, old: Dataset, columns: Mapping, sizes: Sizes) -> str:
+  """Makes a dataset of the shards in a folder, and of the other files of the old one.
+
+  Returns:
+    Its fingerprint.
+  """
   own = {*_OWN, *(old.shard_path(s, i).name for s in old.shards for i in range(len(old.shards[s])))}
   for other in old.path.iterdir():
     if other.name in own:
@@ -209,7 +256,69 @@ def _make(folder: Path, facts: Facts, old: Dataset, pieces: list[_Piece]) -> Non
       shutil.copytree(other, folder / other.name, symlinks=True, copy_function=_link)
     else:
       _link(other, folder / other.name)
-  seal(folder, facts, columns, sizes, path=old.path)
+  return seal(folder, facts, columns, sizes, path=old.path)
+
+
+def _revise_shards(
+  folder: Path, facts: Facts, old: Dataset, chosen: np.ndarray, make: Callable
+) -> tuple[dict[str, np.ndarray], Sizes]:
+  """Links the shards, or writes them with other records. Returns the new index and sizes."""
+  columns = dict(old.index)
+  order = np.lexsort([columns[name] for name in ("row", "shard", "split")])
+  builder = index.IndexBuilder(old.kind)
+  places: list[int] = []  # rows of the index that `builder` has anew
+  sizes: Sizes = {split: [] for split in SPLITS if split in old.shards}
+  start = 0
+  for split in sizes:
+    for i, size in enumerate(old.shards[split]):
+      rows = order[start : start + size["records"]]
+      start += size["records"]
+      source, target = old.shard_path(split, i), folder / old.shard_path(split, i).name
+      if not chosen[rows].any():
+        _link(source, target)
+        sizes[split].append(dict(size))
+        continue
+      data = _read(source, columns["row"][rows].tolist())
+      places += rows[chosen[rows]].tolist()
+      revised = _revise(data, chosen[rows], make, facts, builder)
+      sizes[split].append(write_shard(target, revised))
+  if places:
+    new = np.arange(len(old))
+    new[places] = len(old) + np.arange(len(places))
+    joined = index.join([columns, builder.columns()], old.kind)
+    columns = index.take(joined, new) | {name: columns[name] for name in ("shard", "row")}
+  return columns, sizes
+
+
+def _revise(
+  data: Iterator[bytes],
+  chosen: np.ndarray,
+  make: Callable,
+  facts: Facts,
+  builder: index.IndexBuilder,
+) -> Iterator[bytes]:
+  """Records of a shard as they are stored, the chosen ones revised."""
+  for start in range(0, len(chosen), _BATCH):
+    some = list(itertools.islice(data, _BATCH))
+    is_chosen = chosen[start : start + _BATCH].tolist()
+    pairs = zip(some, is_chosen, strict=True)
+    old = [stored.deserialize(facts.kind, one) for one, is_one in pairs if is_one]
+    made = iter(make(old) if old else ())
+    was = iter(old)
+    for one, is_one in zip(some, is_chosen, strict=True):
+      if is_one:
+        record = next(made)
+        _check_place(next(was), record)
+        facts.check(record)
+        one = stored.serialize(record)
+        builder.add(record, one, shard=0, row=0)
+      yield one
+
+
+def _check_place(old: Record, new: Record) -> None:
+  for name in ("id", "source", "split"):
+    if getattr(old, name) != getattr(new, name):
+      raise ValueError(f"revise: {name}={getattr(new, name)!r} of {old.id!r} is another.")
 
 
 def _add_shards(folder: Path, piece: _Piece, sizes: Sizes) -> dict[str, np.ndarray]:

@@ -242,6 +242,11 @@ def _drop_twins(table: np.ndarray) -> np.ndarray:
   return table[np.sort(first)]
 
 
+def clip_of(rendition_id: str) -> str:
+  """Id of the clip of a rendition, by the id that `name_rendition` gave it."""
+  return rendition_id.rsplit("@", 2)[0]
+
+
 def name_rendition(clip_id: str, rendition) -> str:
   """Its id: `clip@WIDTHxHEIGHTxFRAMES@FPS+START`, unique among the clip's renditions.
 
@@ -252,8 +257,3 @@ def name_rendition(clip_id: str, rendition) -> str:
   h, w = rendition["resized"].tolist()
   whole = (h, w) == (rendition["height"], rendition["width"])
   return f"{clip_id}@{size}@{fps}+{rendition['start']}" + ("" if whole else f"~{w}x{h}")
-
-
-def clip_of(rendition_id: str) -> str:
-  """The id of the clip in that of a rendition, which `name_rendition` made."""
-  return rendition_id.rsplit("@", 2)[0]

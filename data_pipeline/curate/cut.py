@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from data_pipeline.curate import barred
+from data_pipeline.curate.content import hash_content
 from data_pipeline.curate.decode import Misread
 from data_pipeline.curate.media import MediaInfo, frames, probe
 from data_pipeline.curate.motion import MotionMeter
@@ -26,7 +27,7 @@ from data_pipeline.curate.scores import STILL, Look, judge, judge_size, look_at
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.shots import Shot, ShotFinder, make_finder
 from data_pipeline.curate.sources import open_source
-from data_pipeline.curate.spool_writer import Spool, Summary, read_summary
+from data_pipeline.curate.spool_writer import Spool, Summary, count_words, read_summary
 from data_pipeline.curate.types import Refused, Reject, Source
 from data_pipeline.curate.windows import Left, Window, find_windows
 from data_pipeline.records import ClipRecord
@@ -80,8 +81,12 @@ def cut_source(source: Source, settings: Settings, folder: str | os.PathLike) ->
 def _cut_or_reject(spool: Spool, settings: Settings) -> None:
   try:
     with open_source(spool.source) as file:
-      _cut(file, spool, settings)
-  except Refused as error:
+      try:
+        _cut(file, spool, settings)
+      except Refused as error:
+        spool.reject(Reject(spool.source.name, None, error.reason, None, error.detail))
+      spool.summary["content"] = hash_content(spool.source, file)
+  except Refused as error:  # on opening
     spool.reject(Reject(spool.source.name, None, error.reason, None, error.detail))
 
 
@@ -93,7 +98,7 @@ def _cut(file: BinaryIO, spool: Spool, settings: Settings) -> None:
   except Misread:
     info = probe(file, limits)
     seen = _survey(file, name, info, settings)
-  spool.summary |= {"media": _facts(info), "shots": seen.shots}
+  spool.summary |= {"media": _facts(info), "shots": seen.shots, "rate": str(info.fps)}
   for reject in seen.rejects:
     spool.reject(reject)
   windows, left = _find_windows(seen, info, settings)
@@ -255,22 +260,30 @@ def _make_record(
   settings: Settings,
 ) -> ClipRecord:
   source = spool.source
-  inherit = settings.write.inherit_captions
+  captions, licence = choose_words(source, window, shots, fps, settings)
   return ClipRecord(
     id=f"{source.name}:{window.start}-{window.stop}",
     source=source.name,
-    licence=source.licence or settings.write.licence,
+    licence=licence,
     split=spool.summary["split"],
     start_frame=window.start,
     fps=float(fps),
     video=video,
-    captions=choose_captions(
-      source, window, fps, is_whole=inherit == "all" or (inherit == "one_shot" and shots <= 1)
-    ),
+    captions=captions,
     attributes="",
     truth=b"",
     scores=json.dumps(scores, sort_keys=True) if scores else "",
   )
+
+
+def choose_words(
+  source: Source, window: Window, shots: int, fps: Fraction, settings: Settings
+) -> tuple[tuple[str, ...], str]:
+  """Captions and licence that what is said of a source of so many shots gives to a window."""
+  inherit = settings.write.inherit_captions
+  is_whole = inherit == "all" or (inherit == "one_shot" and shots <= 1)
+  captions = choose_captions(source, window, fps, is_whole=is_whole)
+  return captions, source.licence or settings.write.licence
 
 
 def choose_captions(
@@ -306,7 +319,7 @@ def _describe(
     width=width,
     height=height,
     bytes=video.nbytes,
-    captions=len(record.captions),
+    **count_words(record.captions),
     bars=list(bars),
     scores=json.loads(record.scores or "{}"),
     camera=camera,

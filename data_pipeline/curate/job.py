@@ -4,7 +4,7 @@ OUT/sources.jsonl    every source that was looked at, with the facts of its clip
 OUT/rejects.jsonl    what became no record: source, start_frame, end_frame, reason, detail
 OUT/report.html, report.json
 OUT/curation.json    which jobs made it
-OUT/removed.jsonl    sources that were taken down: they do not come back
+OUT/removed.jsonl    sources that were taken down: they do not come back (`known` says what is new)
 .OUT.curate/         the work folder, see `spool`
 
 A rerun of a finished job changes nothing; that of a killed one makes what is missing, and tries
@@ -13,7 +13,6 @@ the job is finished, --append does so, for sources that gave no clip. But for su
 output is a function of the sources and the settings alone.
 """
 
-import dataclasses
 import os
 import shutil
 import threading
@@ -22,19 +21,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_pipeline import change
 from data_pipeline.curate import pipeline, tables
 from data_pipeline.curate.chat import Chat
+from data_pipeline.curate.known import Found, caption_mark, find, mark, new_ones, without_removed
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.settled import read_settled
-from data_pipeline.curate.sources import find_sources
-from data_pipeline.curate.spool import PASSING, Work, digest_of, read_rows, write_rows
+from data_pipeline.curate.spool import Work, digest_of, read_rows, write_rows
 from data_pipeline.curate.spool_writer import read_summary, spool_key
-from data_pipeline.curate.types import Reject, Source
-from data_pipeline.curate.workers import PartWriter, decides_captions
-from data_pipeline.dataset import Dataset
+from data_pipeline.curate.types import Source
+from data_pipeline.curate.workers import PartWriter
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import Claim, absolute, mend, writable
 from data_pipeline.parts import Parts
@@ -42,14 +40,6 @@ from data_pipeline.parts import Parts
 _EVERY_SECONDS = 1.0
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
-
-
-class _Found(NamedTuple):
-  """What the input holds: sources that may be used, and rows of what is no source."""
-
-  sources: list[Source]
-  rejects: list[dict[str, Any]]
-  digest: str
 
 
 def curate(
@@ -73,8 +63,10 @@ def curate(
     is_append: adds the sources that a dataset at `out` does not know, or that it is to try again.
     progress: told how far it is, about every second.
   Returns:
-    JSON-able: `out`, `clips`, `without_captions` (clips), `sources`, `sources_without_clips`,
-    `rejects` (rows by reason), `seconds`, `fingerprint`, and `usage` of the captioner.
+    JSON-able: `out`, `clips`, `without_captions` (clips), `long_captions` (`clips`, and of the
+    longest caption the clip and its `words`), `sources`, `sources_without_clips`, `rejects` (rows
+    by reason), `seconds`, `fingerprint`, `usage` of the captioner, and `taken_down`: sources of the
+    input that were.
   Raises:
     BadInput: an input, setting or option that does not fit; `out` holds the clips of another job;
       no clip is left.
@@ -84,24 +76,27 @@ def curate(
   place = absolute(out)
   mend(place)
   work = Work.of(place)
-  beam_options = pipeline.read_options(options, workers or os.cpu_count() or 1)
-  found = _find(given, settings)
+  workers = workers or os.cpu_count() or 1
+  beam_options = pipeline.read_options(options, workers)
+  found = find(given, settings)
   with writable(work.folder):
     claim = Claim(work.folder)
   with claim:
+    found = without_removed(found, place)
+    new: Found | None = found
     if (place / "meta.json").exists():
-      found = _new_ones(place, settings, found, is_append)
+      new = new_ones(place, settings, found, is_append, workers)
     elif is_append:
       raise BadInput(f"curate: --append: {out} holds no dataset yet. Leave --append out.")
-    if found is not None:
-      _make(place, work, settings, found, beam_options, is_append, progress)
-  return tables.describe(place) | {"seconds": round(time.monotonic() - begin, 1)}
+    if new is not None:
+      _make(place, work, settings, new, beam_options, is_append, progress)
+  seconds = round(time.monotonic() - begin, 1)
+  return tables.describe(place) | {"seconds": seconds, "taken_down": found.taken_down}
 
 
 def _make(place, work, settings, found, options, is_append: bool, progress) -> None:
   """Cuts, decides and writes."""
   work.prepare()
-  found = found._replace(sources=_not_removed(found.sources, place))
   paths = work.write_sources(found.sources)
   there = [str(place / "sources.jsonl")] if is_append else []
   asked = settings.captions.chat if settings.captions.prompts else None
@@ -109,75 +104,6 @@ def _make(place, work, settings, found, options, is_append: bool, progress) -> N
   with _watching(work, settings, found.sources, progress):
     pipeline.analyse(options, work, settings, chat=chat, paths=paths, there=there)
   _assemble(place, work, settings, found, options, paths, is_append)
-
-
-def _find(given: str, settings: Settings) -> _Found:
-  listed = list(find_sources(given))
-  sources = sorted((s for s in listed if isinstance(s, Source)), key=lambda source: source.name)
-  rejects = [one.row() for one in listed if isinstance(one, Reject)]
-  if not sources:
-    raise BadInput(
-      f"curate: --input={given} holds no file that could be a video ({len(rejects)} others). "
-      "Give a folder, glob, list, archive or dataset of videos."
-    )
-  plain = [dataclasses.asdict(source) for source in sources]
-  return _Found(sources, rejects, digest_of([_decides(settings), plain]))
-
-
-def _decides(settings: Settings) -> list:
-  """All that decides the clips of given sources."""
-  near, write = dataclasses.asdict(settings.near), settings.write
-  said = decides_captions(settings.captions)
-  return [settings.cut_digest(), near, said, write.name, write.shard_bytes]
-
-
-def _mark(settings: Settings) -> str:
-  """Fact of the dataset: the settings that decide what a clip is."""
-  return digest_of(_decides(settings)[:3])
-
-
-def _new_ones(place: Path, settings: Settings, found: _Found, is_append: bool) -> _Found | None:
-  """What is to be added to a dataset that is there; None for nothing.
-
-  Raises:
-    BadInput: another job made it, or one of other settings.
-  """
-  again = _passing(place) if is_append else set()
-  if found.digest in tables.read_jobs(place) and again.isdisjoint(s.name for s in found.sources):
-    return None
-  if not is_append:
-    raise BadInput(
-      f"curate: {place} holds clips of other sources or settings. Give --append to add new "
-      "sources by the same settings, or another --out."
-    )
-  if Dataset.open(place, kind="clip").meta.get("curation") != _mark(settings):
-    raise BadInput(
-      f"curate: --append: {place} was made by other settings of shots, windows, scores, near, "
-      "captions or write. Take those, or another --out."
-    )
-  known = (row for row in read_rows(place / "sources.jsonl") if row["name"] not in again)
-  names = {row["name"]: row.get("stamp") for row in known}
-  taken = [s.name for s in found.sources if names.get(s.name, s.stamp) != s.stamp]
-  if taken:
-    raise BadInput(
-      f"curate: --append: {len(taken)} sources have the names of others in {place} ({taken[0]}). "
-      "Give the folder above as --input, or take those down first."
-    )
-  return found._replace(sources=[source for source in found.sources if source.name not in names])
-
-
-def _passing(place: Path) -> set[str]:
-  """Sources without clips in a dataset, all for reasons that may have passed."""
-  reasons: dict[str, set[str]] = {}
-  for row in read_rows(place / "rejects.jsonl"):
-    reasons.setdefault(row["source"], set()).add(row["reason"])
-  used = {row["name"] for row in read_rows(place / "sources.jsonl") if row["clips"]}
-  return {name for name, found in reasons.items() if found <= PASSING} - used
-
-
-def _not_removed(sources: list[Source], place: Path) -> list[Source]:
-  gone = {row["source"] for row in read_rows(place / "removed.jsonl")}
-  return [source for source in sources if source.name not in gone]
 
 
 def _assemble(place, work, settings, found, options, paths, is_append: bool) -> None:
@@ -210,7 +136,8 @@ def _assemble(place, work, settings, found, options, paths, is_append: bool) -> 
       for part in parts.missing(counts):
         parts.write(*part, [])  # no clip's hash fell on it
     if not is_append:
-      tables.write_tables(parts.folder, settled, rows, job=found.digest, work=work)
+      made_by = dict(job=found.digest, captions=caption_mark(settings))
+      tables.write_tables(parts.folder, settled, rows, **made_by, work=work)
     dataset = parts.finish(counts)
   if is_append:
     change.append(place, dataset)
@@ -227,7 +154,7 @@ def _make_parts(target: Path, work: Work, settings: Settings, digest: str) -> Pa
     target,
     "clip",
     name=settings.write.name,
-    meta={"curation": _mark(settings)},
+    meta={"curation": mark(settings)},
     plan={"digest": digest},
     storage="encoded",
     start_over=made_of != digest,

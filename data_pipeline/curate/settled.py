@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 from data_pipeline.curate.chat import Usage
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.spool import Decision, Ref, Work, list_refs, read_decision
-from data_pipeline.curate.spool_writer import Summary, read_summary
+from data_pipeline.curate.spool_writer import Summary, count_words, read_summary
 from data_pipeline.curate.types import Reject, Source
+
+CUT_FACTS = ("shots", "rate", "content")  # of a summary, kept in sources.jsonl
 
 
 class Settled(NamedTuple):
@@ -25,13 +27,14 @@ class Settled(NamedTuple):
     kept = [clip for clip in self.summary["clips"] if decision and decision.keeps(clip)]
     if decision is None or decision.captions is None:
       return kept
-    return [clip | {"captions": len(decision.captions[clip["id"]])} for clip in kept]
+    return [clip | count_words(decision.captions[clip["id"]]) for clip in kept]
 
   def row(self) -> dict[str, Any]:
     """Of sources.jsonl."""
     usage = list(self.decision.usage) if self.decision else list(Usage())
     source = self.summary["source"]
     facts = {"name": source["name"], "stamp": source["stamp"]}
+    facts |= {name: self.summary[name] for name in CUT_FACTS if name in self.summary}
     return facts | {"clips": self.kept(), "usage": usage}
 
   def rejects(self) -> Iterator[dict[str, Any]]:

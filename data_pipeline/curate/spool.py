@@ -10,6 +10,7 @@
   plan.json               digest of the clips that the unfinished parts are made of
   stopped.json            why a worker ended the job
   take_down.json          a take-down that is not finished
+  captions.json           a replacement of captions that is not finished
 
 It stays when the job is done: a changed or repeated one makes only what is missing. All workers
 must reach it under the same path.
@@ -74,6 +75,10 @@ class Work:
   @property
   def take_down(self) -> Path:
     return self.folder / "take_down.json"
+
+  @property
+  def captions(self) -> Path:
+    return self.folder / "captions.json"
 
   def prepare(self) -> None:
     """Makes what a run writes into. Raises BadInput: it cannot be made."""

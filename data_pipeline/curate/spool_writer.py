@@ -10,9 +10,12 @@ A summary holds
     split       of its clips
     media       what `media.probe` says of it, or None
     shots       how many
+    rate        frames a second of the windows, as a fraction; not there where nothing could be read
+    content     `content.hash_content` of the source
     file, file_bytes   of the records
     clips       one a record: id, source, split, start_frame, frames, fps, width, height, bytes,
-                captions (how many), bars (pixels cut off), scores, camera (a word), phash (hex)
+                captions (how many), words (of the longest one), bars (pixels cut off), scores,
+                camera (a word), phash (hex)
     rejects     rows of `rejects.jsonl`
 """
 
@@ -20,8 +23,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,11 +40,17 @@ from data_pipeline.records import ClipRecord
 
 Summary = dict[str, Any]  # JSON-able
 KEY_LETTERS = 32
+_WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\s]")  # a CJK character is one by itself
 _OPTIONS = "group_size:1,uncompressed"
 
 
 def refuse_source(
-  source: Source, settings: Settings, folder: str | os.PathLike, reason: str, detail: str
+  source: Source,
+  settings: Settings,
+  folder: str | os.PathLike,
+  reason: str,
+  detail: str,
+  content: str = "",
 ) -> Summary:
   """Leaves the spool of a source whose child process failed: one reject, no clips.
 
@@ -51,19 +61,25 @@ def refuse_source(
     part.unlink(missing_ok=True)
   spool = Spool(source, settings, folder)
   spool.reject(Reject(source.name, None, reason, None, detail))
+  spool.summary["content"] = content
   return spool.finish(bounds=_bounds(settings))
 
 
 def read_summary(source: Source, settings: Settings, folder: str | os.PathLike) -> Summary | None:
   """The summary of the spool that lies in a folder for a source; None for none, or another's."""
-  path = Path(folder, f"{spool_key(source.name)}.json")
+  summary = read_spool(source.name, settings, folder)
+  return summary if summary and summary["source"] == plain(source) else None
+
+
+def read_spool(name: str, settings: Settings, folder: str | os.PathLike) -> Summary | None:
+  """The summary of what these settings made of a source of this name, wherever it lay then."""
+  path = Path(folder, f"{spool_key(name)}.json")
   try:
     summary = json.loads(path.read_bytes())
     size = os.path.getsize(path.with_name(summary["file"])) if summary["file"] else 0
   except (FileNotFoundError, ValueError):
     return None
-  made_of = (_plain(source), settings.cut_digest())
-  is_same = made_of == (summary["source"], summary["digest"]) and size == summary["file_bytes"]
+  is_same = settings.cut_digest() == summary["digest"] and size == summary["file_bytes"]
   return summary if is_same and summary["bounds"] in (None, _bounds(settings)) else None
 
 
@@ -77,7 +93,21 @@ def spool_key(name: str) -> str:
   return hashlib.sha256(name.encode()).hexdigest()[:KEY_LETTERS]
 
 
-def _plain(source: Source) -> dict[str, Any]:
+def write_summary(summary: Summary, folder: str | os.PathLike) -> None:
+  """Writes the summary of a spool whose records are there, whole or not at all."""
+  base = Path(folder, spool_key(summary["source"]["name"]))
+  part = base.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
+  part.write_text(json.dumps(summary, sort_keys=True))
+  _keep(part, base.with_suffix(".json"))
+
+
+def count_words(captions: Sequence[str]) -> dict[str, int]:
+  """Facts of a clip: how many captions it has, and how many words and marks the longest of them."""
+  longest = max((len(_WORD.findall(caption)) for caption in captions), default=0)
+  return {"captions": len(captions), "words": longest}
+
+
+def plain(source: Source) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(source)))
 
 
@@ -91,7 +121,7 @@ class Spool:
     self._part = self._base.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
     self._writer: Any = None
     self.summary: Summary = dict(
-      source=_plain(source),
+      source=plain(source),
       digest=settings.cut_digest(),
       bounds=None,
       split=choose_split(source, settings.write.held_out_fraction),

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from data_pipeline.curate.settled import Settled
 from data_pipeline.curate.spool import Ref, Work, read_clips, read_rows, write_rows
 from data_pipeline.dataset import Dataset
 
+# Words and marks from which on MiniLM, the default text encoder, may not take a caption whole: its
+# 254 word pieces were at least 226 of them in English captions of that length.
+LONG_WORDS = 200
 SHEET = 24  # clips of the report's contact sheet
 Row = dict[str, Any]
 
@@ -40,11 +43,40 @@ def count_reasons(rejects: Iterable[Row]) -> Counter[str]:
 
 def read_jobs(folder: Path) -> list[str]:
   """Digests of the jobs that made a dataset."""
-  return next(read_rows(folder / "curation.json"), {}).get("jobs", [])
+  return _read_made(folder).get("jobs", [])
+
+
+def read_caption_mark(folder: Path) -> str | None:
+  """Digest of the settings that decided the captions; None where an older version kept none."""
+  return _read_made(folder).get("captions")
+
+
+def _read_made(folder: Path) -> Row:
+  return next(read_rows(folder / "curation.json"), {})
+
+
+def note_jobs(folder: Path, jobs: Sequence[str]) -> None:
+  """Adds digests of jobs to those that made a dataset."""
+  made = _read_made(folder)
+  known = made.get("jobs", [])
+  if new := [job for job in dict.fromkeys(jobs) if job not in known]:
+    write_rows(folder / "curation.json", [made | {"jobs": [*known, *new]}])
+
+
+def change_sources(folder: Path, changes: Mapping[str, Row]) -> None:
+  """Writes fields of sources.jsonl anew, by name of the source."""
+  rows = [row | changes.get(row["name"], {}) for row in read_rows(folder / "sources.jsonl")]
+  write_rows(folder / "sources.jsonl", rows)
 
 
 def write_tables(
-  folder: Path, settled: Sequence[Settled], rejects: list[Row], *, job: str, work: Work
+  folder: Path,
+  settled: Sequence[Settled],
+  rejects: list[Row],
+  *,
+  job: str,
+  captions: str,
+  work: Work,
 ) -> None:
   """Those of a new dataset, and its report.
 
@@ -53,10 +85,12 @@ def write_tables(
     settled: all its sources.
     rejects: sorted.
     job: digest.
+    captions: digest of the settings that decided them.
     work: folder that the clips still lie in.
   """
   sources = [one.row() for one in settled]
-  _write(folder, sources, rejects, [job])
+  _write(folder, sources, rejects)
+  write_rows(folder / "curation.json", [{"captions": captions, "jobs": [job]}])
   refs = sorted((ref for one in settled for ref in one.refs()), key=_draw)[:SHEET]
   sheet = [
     dataclasses.replace(record, captions=tuple(ref.captions or record.captions))
@@ -79,11 +113,9 @@ def append_tables(
   kept = [row for row in read_rows(folder / "rejects.jsonl") if row["source"] not in more]
   known = {json.dumps(row, sort_keys=True) for row in kept}
   kept += [row for row in rejects if json.dumps(row, sort_keys=True) not in known]
-  jobs = read_jobs(folder)
-  rows = sorted(kept, key=_order)
-  _write(folder, list(sources.values()), rows, jobs)
+  _write(folder, list(sources.values()), sorted(kept, key=_order))
   renew_report(folder)
-  _write(folder, list(sources.values()), rows, list(dict.fromkeys([*jobs, job])))
+  note_jobs(folder, [job])
 
 
 def renew_report(folder: str | os.PathLike) -> None:
@@ -106,12 +138,21 @@ def describe(folder: Path) -> dict[str, Any]:
     "out": str(folder),
     "clips": len(dataset),
     "without_captions": int((np.diff(dataset.index["caption_offsets"]) == 0).sum()),
+    "long_captions": _find_long(sources),
     "sources": facts["sources"],
     "sources_without_clips": sum(not row["clips"] for row in sources),
     "rejects": dict(sorted(count_reasons(read_rows(folder / "rejects.jsonl")).items())),
     "usage": facts["usage"],
     "fingerprint": dataset.fingerprint,
   }
+
+
+def _find_long(sources: list[Row]) -> dict[str, Any]:
+  """Clips with a caption of more than LONG_WORDS words and marks: how many, and the longest."""
+  sizes = [(clip.get("words", 0), clip["id"]) for row in sources for clip in row["clips"]]
+  words, longest = max(sizes, default=(0, ""))
+  count = sum(size > LONG_WORDS for size, _ in sizes)
+  return {"clips": count, "longest": longest, "words": words} if count else {"clips": 0}
 
 
 def _facts(sources: list[Row]) -> dict[str, Any]:
@@ -121,7 +162,6 @@ def _facts(sources: list[Row]) -> dict[str, Any]:
   return {"sources": len(sources), "usage": usage._asdict()}
 
 
-def _write(folder: Path, sources: list[Row], rejects: list[Row], jobs: list[str]) -> None:
+def _write(folder: Path, sources: list[Row], rejects: list[Row]) -> None:
   write_rows(folder / "sources.jsonl", sorted(sources, key=lambda row: row["name"]))
   write_rows(folder / "rejects.jsonl", rejects)
-  write_rows(folder / "curation.json", [{"jobs": jobs}])

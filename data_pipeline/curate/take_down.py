@@ -8,7 +8,7 @@ Nothing is changed before all of it was looked at. Every step can be made again,
 goes through all sources of removed.jsonl: after a kill at any moment the same command, or the next
 one, makes the rest. Until then `take_down.json` of the work folder holds the fingerprints that the
 clips had before and after, for the datasets that still name the former; it stays while one of these
-datasets is missing.
+datasets is missing, or is to get captions that were replaced (`new_captions`).
 """
 
 import contextlib
@@ -62,9 +62,9 @@ def take_down(
   work, names = Work.of(place), set(sources)
   with Claim(work.folder):
     clips = Dataset.open(place, kind="clip")
-    others, missing = _open_others(place, latents)
+    others, missing = open_others(place, latents)
     paths = [*(other.path for other in others), *missing]
-    unfinished = [path for path in paths if _find_parts(path)]
+    unfinished = [path for path in paths if find_parts(path)]
     for path in paths:
       if path in unfinished or neighbour(path, "lock").exists():
         Claim(path).release()  # nobody is at it
@@ -91,7 +91,7 @@ def take_down(
   return {"removed": removed, "sources": sorted(names), **named}
 
 
-def _find_parts(path: Path) -> list[Path]:
+def find_parts(path: Path) -> list[Path]:
   """Folders of a job that has not finished the dataset at `path`: they may hold anything."""
   if not path.parent.is_dir():
     return []
@@ -103,11 +103,11 @@ def _find_parts(path: Path) -> list[Path]:
 def _discard_parts(path: Path) -> None:
   """Removes them; the job begins anew."""
   with Claim(path):
-    for folder in _find_parts(path):
+    for folder in find_parts(path):
       discard(folder, path=path)
 
 
-def _open_others(
+def open_others(
   place: Path, latents: Sequence[str | os.PathLike]
 ) -> tuple[list[Dataset], list[Path]]:
   """The datasets made of the one at `place`, and the paths where there is none any more."""
@@ -216,6 +216,7 @@ def _clean_work(work: Work, gone: set[str]) -> None:
   for table in sorted(work.folder.glob("sources/*.jsonl")):
     _drop_rows(table, "name", gone)
   _drop_rows(work.folder / "rejects.jsonl", "source", gone)
+  _drop_rows(work.captions, "source", gone)
 
 
 def _answers(work: Work, gone: set[str]) -> Iterator[Path]:
@@ -242,7 +243,7 @@ def _drop_rows(path: Path, field: str, gone: set[str]) -> None:
 
 
 def _end(work: Work, *, is_whole: bool) -> None:
-  if is_whole:
+  if is_whole and not work.captions.exists():
     work.take_down.unlink(missing_ok=True)
   with contextlib.suppress(OSError):
     work.folder.rmdir()  # where nothing else is in it: it was made for this

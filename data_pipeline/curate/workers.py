@@ -11,9 +11,12 @@ from data_pipeline.curate.caption_settings import CaptionSettings
 from data_pipeline.curate.captions import caption_clip, caption_clips, hash_frames
 from data_pipeline.curate.chat import Chat, Usage
 from data_pipeline.curate.child import ChildFailed, run_in_child
+from data_pipeline.curate.content import hash_content
 from data_pipeline.curate.cut import cut_source
+from data_pipeline.curate.reuse import reuse_spool
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.spool import (
+  PASSING,
   Decision,
   Ref,
   Work,
@@ -57,7 +60,7 @@ class Cutter:
     """The summary of a source, which is cut now if it was not. Raises OSError: the disk is full."""
     with reporting(self.work):
       found = read_summary(source, self.settings, self.work.spools)
-      return found or self._cut(source)
+      return found or reuse_spool(source, self.settings, self.work) or self._cut(source)
 
   def _cut(self, source: Source) -> Summary:
     decode = self.settings.decode
@@ -69,7 +72,9 @@ class Cutter:
         memory_bytes=decode.memory_bytes,
       )
     except ChildFailed as error:
-      return refuse_source(source, self.settings, self.work.spools, error.reason, error.detail)
+      content = "" if error.reason in PASSING else hash_content(source)
+      facts = error.reason, error.detail, content
+      return refuse_source(source, self.settings, self.work.spools, *facts)
     summary = read_summary(source, self.settings, self.work.spools)
     if summary is None:
       raise RuntimeError(f"curate: the spool of {source.name} is gone.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.renditions import Rule, read_rules
+from sora_jax.commands.caption_limits import LONG_CAPTIONS
 from sora_jax.commands.encode_job import SHARD_BYTES, EncodeJob
 from sora_jax.commands.options import make_parser
 from sora_jax.models.frozen_vae import FrozenVAE, load_frozen_vae
@@ -86,6 +87,13 @@ def add_options(p) -> None:
     "--captions", type=int, default=0, help="captions kept of each clip (default 0: all)"
   )
   p.add_argument(
+    "--long-captions",
+    choices=LONG_CAPTIONS,
+    default="refuse",
+    help="captions of more tokens than a text encoder takes: refuse to begin, cut them after the "
+    "last word that fits, or keep other captions of the clip instead (default: refuse)",
+  )
+  p.add_argument(
     "--mesh", type=int, default=0, help="devices of a process that share a batch (default 0: all)"
   )
   p.add_argument(
@@ -128,6 +136,7 @@ def encode(args) -> dict:
     devices=args.mesh,
     shard_bytes=args.shard_bytes,
     start_over=args.start_over,
+    long_captions=args.long_captions,
   )
   dataset = job.run()
   return job.report | {"out": str(args.out), "fingerprint": dataset.fingerprint}

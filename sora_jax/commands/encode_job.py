@@ -16,6 +16,7 @@ from data_pipeline.derived import register_derived
 from data_pipeline.errors import BadInput
 from data_pipeline.parts import Parts
 from data_pipeline.renditions import Rule, plan_renditions
+from sora_jax.commands.caption_limits import CaptionLimits, Checked, check_captions
 from sora_jax.commands.encode_parts import PartEncoder, Plan, plan_parts, shapes_of
 from sora_jax.commands.encode_progress import RenditionMeter
 from sora_jax.commands.progress import say
@@ -33,7 +34,8 @@ class EncodeJob:
   """What is to be encoded, and how. Whatever cannot be done is refused here or at `run`'s begin.
 
   Attributes:
-    report: once it ran: clips, renditions, seconds, clips_per_second (of this session).
+    report: once it ran: clips, renditions, seconds, clips_per_second (of this session), and
+      long_captions, if this session looked and found some.
 
   Args:
     clips: what to encode.
@@ -47,18 +49,20 @@ class EncodeJob:
     devices: of this process that share a batch; 0 for all.
     shard_bytes: of a part, about.
     start_over: removes what a job of other settings left unfinished.
+    long_captions: what becomes of captions that are too long, see `CaptionLimits`.
   """
 
   def __init__(
     self, clips: Dataset, vae: FrozenVAE, encoders: Sequence[TextEncoder], out: Path, *,
     rows: int, patch_side: int, captions: int, rules: Mapping[str, Rule] | None = None, 
     states: bool = True, devices: int = 0, shard_bytes: int = SHARD_BYTES,
-    start_over: bool = False,
+    start_over: bool = False, long_captions: str = "refuse",
   ):  # fmt: skip
     self._clips, self._vae, self._encoders, self._out = clips, vae, tuple(encoders), out
     self._rows, self._patch_side, self._captions = rows, patch_side, captions
     self._rules, self._states = rules, states
     self._shard_bytes, self._start_over = shard_bytes, start_over
+    self._limits = CaptionLimits(self._encoders, long_captions, captions)
     self._devices = choose_devices(devices)
     self.report: dict = {}
 
@@ -66,7 +70,10 @@ class EncodeJob:
   def meta(self) -> dict:
     """Facts that the dataset keeps: another job has others."""
     named = {name: dataclasses.asdict(rule) for name, rule in (self._rules or {}).items()}
-    return {
+    policy = self._limits.policy
+    # what every dataset was made by before there was a choice is not said
+    said = {} if policy == "refuse" else {"long_captions": policy}
+    return said | {
       "clips": self._clips.fingerprint,
       "vae": self._vae.fingerprint,
       "texts": {encoder.name: describe(encoder) for encoder in self._encoders},
@@ -81,8 +88,8 @@ class EncodeJob:
 
     Raises:
       BadInput: the folder holds latents of other clips, another VAE or other settings; the clips
-        are too small or of too many shapes, which is seen before anything is written; one is
-        damaged, or they changed meanwhile.
+        are too small or of too many shapes, or a caption is too long, which is seen before anything
+        is written; one is damaged, or they changed meanwhile.
     """
     if (self._out / "meta.json").exists():
       return self._open_existing()
@@ -101,12 +108,16 @@ class EncodeJob:
     )
     programs = choose_programs(shapes_of(table), whole, self._patch_side)
     self._say_left_out(table)
-    return self._write(table, programs)
+    checked = check_captions(self._clips, np.unique(table["row"]), self._limits)
+    dataset = self._write(table, programs)
+    self._say_long(checked)
+    return dataset
 
   def _open_existing(self) -> Dataset:
     dataset = Dataset.open(self._out, kind="latent")
     meta = self.meta
-    changed = [key for key in meta if dataset.meta.get(key) != meta[key]]
+    names = [*meta, *({"long_captions"} & dataset.meta.keys())]
+    changed = [key for key in dict.fromkeys(names) if dataset.meta.get(key) != meta.get(key)]
     if changed:
       raise BadInput(
         f"encode: {self._out} holds latents of other {', '.join(changed)}. "
@@ -128,7 +139,7 @@ class EncodeJob:
     )  # fmt: skip
     maker = PartEncoder(
       self._clips, self._vae, self._encoders, plan.table, programs, self._devices,
-      captions=self._captions, states=self._states, named=self._rules is not None,
+      limits=self._limits, states=self._states, named=self._rules is not None,
     )  # fmt: skip
     with self._open_parts(plan) as parts:
       self._write_parts(parts, plan, maker)
@@ -196,6 +207,15 @@ class EncodeJob:
     left = len(self._clips) - len(set(table["row"].tolist()))
     if left:
       say(f"encode: {left} of {len(self._clips)} clips are left out (min_seconds, min_pixels)")
+
+  def _say_long(self, checked: Checked) -> None:
+    if checked.long:
+      did = {"cut": "cut", "other": "left out"}[self._limits.policy]
+      say(
+        f"encode: {checked.long} captions of {checked.clips} clips are too long for the text "
+        f"encoders: {did}"
+      )
+      self.report["long_captions"] = checked.long
 
   def _report(self, renditions: int, encoded: int, seconds: float) -> None:
     self.report = {

@@ -19,6 +19,7 @@ from data_pipeline.errors import BadInput
 from data_pipeline.records import SPLITS, ClipRecord, LatentRecord
 from data_pipeline.rendering import render
 from data_pipeline.renditions import name_rendition
+from sora_jax.commands.caption_limits import CaptionLimits
 from sora_jax.generate.batches import Placed, encode_batches, plan_batches
 from sora_jax.generate.programs import Programs, plan_batch
 from sora_jax.models.frozen_vae import FrozenVAE
@@ -124,17 +125,17 @@ class PartEncoder:
     table: RENDITION [n], in the order of the dataset.
     programs: for all of its shapes.
     devices: of this process.
-    captions: kept of each clip; 0 for all.
+    limits: which captions are kept of each clip.
     states: whether token states are stored.
     named: the records have ids of their own; else those of their clips.
   """
 
   def __init__(
     self, clips: Dataset, vae: FrozenVAE, encoders: Sequence[TextEncoder], table: np.ndarray,
-    programs: Programs, devices: Sequence, *, captions: int, states: bool, named: bool,
+    programs: Programs, devices: Sequence, *, limits: CaptionLimits, states: bool, named: bool,
   ):  # fmt: skip
     self._clips, self._vae, self._table = clips, Placed(vae, devices), table
-    self._programs, self._captions, self._named = programs, captions, named
+    self._programs, self._limits, self._named = programs, limits, named
     self._words = {encoder.name: Captions(encoder, states=states) for encoder in encoders}
 
   def records(self, places: np.ndarray, done=lambda: None) -> Iterator[LatentRecord]:
@@ -149,7 +150,7 @@ class PartEncoder:
 
     def load(number: int, sizes: Sequence[int]) -> Iterator[np.ndarray]:
       record = self._clips.read(int(renditions["row"][number]))
-      records[number] = trim(record, self._captions)
+      records[number] = trim(record, self._limits.fit(record.captions))
       try:
         yield from render(record.video, renditions[number], sizes)
       except BadInput as error:
@@ -170,16 +171,14 @@ class PartEncoder:
         yield make_record(*made, known, named=self._named)
 
 
-def trim(record: ClipRecord, captions: int) -> ClipRecord:
-  """The record with its first captions, 0 for all; of its video a pixel, to save memory.
+def trim(record: ClipRecord, captions: tuple[str, ...]) -> ClipRecord:
+  """The record with these captions; of its video a pixel, to save memory.
 
   A view would keep the whole video.
   """
   video = record.video
   video = video[:1, :1, :1].copy() if isinstance(video, np.ndarray) else _NO_VIDEO
-  return dataclasses.replace(
-    record, video=video, captions=record.captions[: captions or None], truth=b""
-  )
+  return dataclasses.replace(record, video=video, captions=captions, truth=b"")
 
 
 class Captions:
@@ -206,7 +205,6 @@ def make_record(
   clip: ClipRecord, rendition, latent: np.ndarray, known: dict[str, dict], *, named: bool
 ) -> LatentRecord:
   """The record of a rendition: `known` has, by encoder, ids and states of its captions."""
-  texts = {name: [found[text] for text in clip.captions] for name, found in known.items()}
   return LatentRecord(
     id=name_rendition(clip.id, rendition) if named else clip.id,
     source=clip.source,
@@ -219,13 +217,21 @@ def make_record(
     crop=tuple(rendition["crop"].tolist()),
     fps=float(rendition["fps"]),
     latent=latent,
-    captions=clip.captions,
-    text_ids={name: tuple(ids for ids, _ in every) for name, every in texts.items()},
-    text_states={
+    **caption_fields(clip.captions, known),
+    attributes=clip.attributes,
+    scores=clip.scores,
+  )
+
+
+def caption_fields(captions: tuple[str, ...], known: dict[str, dict]) -> dict:
+  """Fields of a latent record that its captions decide; `known` as `make_record` has it."""
+  texts = {name: [found[text] for text in captions] for name, found in known.items()}
+  return {
+    "captions": captions,
+    "text_ids": {name: tuple(ids for ids, _ in every) for name, every in texts.items()},
+    "text_states": {
       name: tuple(states for _, states in every)
       for name, every in texts.items()
       if every and every[0][1] is not None
     },
-    attributes=clip.attributes,
-    scores=clip.scores,
-  )
+  }

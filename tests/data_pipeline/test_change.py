@@ -1,5 +1,6 @@
 """Datasets that grow, and that lose what is taken down: whole at every moment, and found."""
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipeline import change as change_module
-from data_pipeline.change import append, remove
+from data_pipeline.change import append, remove, revise
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import Claim
@@ -128,6 +129,53 @@ def test_clips_and_their_latents(tmp_path, make_clip, make_latent, write):
   removed = remove(tmp_path / "latents", {"s"}, meta_changes={"clips": "f" * 64})
   assert removed == [(f"clip/{i}", "s") for i in range(3)]
   assert Dataset.open(tmp_path / "latents", kind="latent").meta == {"clips": "f" * 64}
+
+
+def test_revises_records_in_their_places(folder, latents, tmp_path, write):
+  before, old = inodes(folder), Dataset.open(folder, kind="latent")
+  (folder / "vae").mkdir()
+  (folder / "vae" / "config.json").write_text("{}")
+  said, chosen = [], [41, 3, 5]
+
+  def mend(record):
+    ids = {name: (np.arange(3, dtype=np.int32),) for name in record.text_ids}
+    return dataclasses.replace(record, captions=("said anew",), text_ids=ids, text_states={})
+
+  def make(records):
+    said.append([record.id for record in records])
+    return [mend(record) for record in records]
+
+  told = []
+  done = revise(
+    folder, chosen, make, meta_changes={"clips": "new"}, before=lambda *two: told.append(two)
+  )
+  assert sorted(sum(said, [])) == ["clip/3", "clip/41", "clip/5"]
+  wanted = [mend(r) if i in chosen else r for i, r in enumerate(latents)]
+  anew = write(tmp_path / "anew", wanted, meta={"vae": "abc", "clips": "new"})
+  assert done.fingerprint == anew.fingerprint and told == [(old.fingerprint, anew.fingerprint)]
+  records = [done.read(row) for row in range(len(done))]
+  for one, other in zip(records, wanted, strict=True):
+    assert (one.id, one.captions) == (other.id, other.captions)
+    np.testing.assert_array_equal(one.latent, other.latent)
+  assert len(inodes(folder) & before) >= len(before) - 3  # the others were not written
+  assert (folder / "vae" / "config.json").read_text() == "{}"
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["anew", "data"]
+
+
+def test_revising_nothing_changes_nothing_but_what_is_said(folder):
+  before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+  revise(folder, [], lambda records: records)
+  assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+  assert revise(folder, [], lambda records: records, meta_changes={"clips": "new"}).meta == {
+    "vae": "abc",
+    "clips": "new",
+  }
+  before = bytes_of(folder)
+  for wrong in (dict(id="clip/other"), dict(source="other"), dict(split="held_out")):
+    make = lambda records, wrong=wrong: [dataclasses.replace(records[0], **wrong)]  # noqa: E731
+    with pytest.raises(ValueError, match=f"revise: {next(iter(wrong))}=.* of 'clip/0' is another"):
+      revise(folder, [0], make)
+  assert bytes_of(folder) == before
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,11 @@ class ByteEncoder:
     require_text(self.name, captions)
     return [self._ids(caption) for caption in captions]
 
+  def count_tokens(self, captions: Sequence[str]) -> list[int]:
+    """Bytes of each caption, and one for its end."""
+    require_text(self.name, captions)
+    return [len(caption.encode()) + 1 for caption in captions]
+
   def _ids(self, caption: str) -> np.ndarray:
     data = np.frombuffer(caption.encode(), np.uint8).astype(np.int32)
     require_fit(self.name, caption, len(data) + 1, self.max_tokens)

@@ -47,6 +47,14 @@ class TextEncoder(Protocol):
     """
     ...
 
+  def count_tokens(self, captions: Sequence[str]) -> list[int]:
+    """Tokens of each caption, special tokens included, whether it fits or not.
+
+    Raises:
+      BadInput: a caption is not Unicode text.
+    """
+    ...
+
   def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
     """float32 [m, k] states of each caption's tokens, in the order of `tokenize`."""
     ...

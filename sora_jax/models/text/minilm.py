@@ -98,12 +98,19 @@ class MiniLM:
 
   def tokenize(self, captions: Sequence[str]) -> list[np.ndarray]:
     """int32 [m] ids of each caption, [CLS] … [SEP]. Raises BadInput when one is too long."""
-    require_text(self.name, captions)
-    # One by one: the batched call starts threads, which processes forked later would inherit.
-    every = [np.array(self.tokenizer.encode(caption).ids, np.int32) for caption in captions]
+    every = self._ids(captions)
     for caption, ids in zip(captions, every, strict=True):
       require_fit(self.name, caption, len(ids), self.max_tokens)
     return every
+
+  def count_tokens(self, captions: Sequence[str]) -> list[int]:
+    """Word pieces of each caption, [CLS] and [SEP] included."""
+    return list(map(len, self._ids(captions)))
+
+  def _ids(self, captions: Sequence[str]) -> list[np.ndarray]:
+    require_text(self.name, captions)
+    # One by one: the batched call starts threads, which processes forked later would inherit.
+    return [np.array(self.tokenizer.encode(caption).ids, np.int32) for caption in captions]
 
   def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
     """float32 [m, 384] states of each caption's tokens. Equal captions are computed once."""

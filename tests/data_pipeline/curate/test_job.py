@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from pictures import texture
 
-from data_pipeline.curate import workers
+from data_pipeline.curate import content, workers
 from data_pipeline.curate.child import ChildFailed
 from data_pipeline.curate.job import curate
 from data_pipeline.curate.settings import read_settings
+from data_pipeline.curate.take_down import take_down
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 
@@ -279,6 +280,93 @@ def test_bad_inputs(videos, tmp_path):
   with pytest.raises(BadInput, match="--no_such=3 is no option of ours or of Beam's"):
     curate(str(videos), tmp_path / "clips", settings_of(), workers=1, options=["--no_such=3"])
   assert not (tmp_path / ".clips.curate").exists()
+
+
+def touch(folder):
+  for path in folder.iterdir():
+    os.utime(path, (1_800_000_000, 1_800_000_000))
+
+
+def test_touched_and_moved_files_are_the_sources_they_were(made, videos, tmp_path, monkeypatch):
+  """As after a `git checkout`, a copy to another disk, `rsync` without -t; nothing is cut again."""
+  out, given = tmp_path / "clips", tmp_path / "elsewhere"
+  for name in ("clips", ".clips.curate"):
+    shutil.copytree(made[0].with_name(name), tmp_path / name)
+  shutil.copytree(videos, given)
+  touch(given)
+  before = contents(out)
+  monkeypatch.setattr(workers, "run_in_child", refuse_to_cut)
+  assert curate(str(given), out, settings_of(), workers=1)["clips"] == 3
+  after = contents(out)
+  stamps = [row["stamp"] for row in rows(out / "sources.jsonl")]
+  assert all("-1800000000000000000-" in stamp for stamp in stamps)
+  assert {name for name in before if before[name] != after[name]} == {"sources.jsonl"}
+  with monkeypatch.context() as patch:
+    patch.setattr(content, "hash_content", None)  # they are not read again
+    assert curate(str(given), out, settings_of(), workers=1)["clips"] == 3
+  assert contents(out) == after
+  shutil.rmtree(out)
+  curate(str(given), out, settings_of(), workers=1)
+  remade = contents(out)
+  assert {name for name in before if before[name] != remade[name]} == {"sources.jsonl"}
+
+
+def refuse_to_cut(*_, **__):
+  raise AssertionError("a source is cut again")
+
+
+def test_files_that_changed_and_captions_that_were_mended_get_the_right_advice(
+  made, videos, tmp_path
+):
+  out, given = tmp_path / "clips", tmp_path / "given"
+  shutil.copytree(made[0], out)
+  shutil.copytree(videos, given)
+  (given / "v1.txt").write_text("It stands still.\n")
+  for append in (False, True):
+    with pytest.raises(BadInput, match=r"1 sources .*\(v1\.mp4\)\. sora curate --replace-captions"):
+      curate(str(given), out, settings_of(), workers=1, is_append=append)
+  with open(given / "v2.mp4", "r+b") as file:  # as many bytes as before
+    file.seek(-1, os.SEEK_END)
+    byte = file.read(1)
+    file.seek(-1, os.SEEK_END)
+    file.write(bytes([byte[0] ^ 1]))
+  for append in (False, True):
+    with pytest.raises(BadInput, match=r"1 sources have the names of others .*v2\.mp4.* other n"):
+      curate(str(given), out, settings_of(), workers=1, is_append=append)
+  assert contents(out) == contents(made[0])
+
+
+def test_a_rejected_file_that_was_mended_is_tried_again(made, videos, tmp_path):
+  out, given = tmp_path / "clips", tmp_path / "given"
+  shutil.copytree(made[0], out)
+  shutil.copytree(videos, given)
+  shutil.copy(videos / "v2.mp4", given / "empty.mp4")
+  with pytest.raises(BadInput, match="Give --append to add new"):
+    curate(str(given), out, settings_of(), workers=1)
+  said = curate(str(given), out, settings_of(), workers=1, is_append=True)
+  assert said["clips"] == 3 and said["rejects"] == {"duplicate": 2, "not_video": 1}
+  assert curate(str(given), out, settings_of(), workers=1)["clips"] == 3
+
+
+def test_take_downs_are_for_good_and_said_so(made, videos, tmp_path):
+  out, given = tmp_path / "clips", tmp_path / "given"
+  shutil.copytree(made[0], out)
+  take_down(out, ["v1.mp4"])
+  given.mkdir()
+  shutil.copy(videos / "v1.mp4", given)
+  with pytest.raises(BadInput, match=r"all 1 sources of the input were taken down .* for good"):
+    curate(str(given), out, settings_of(), workers=1, is_append=True)
+  said = curate(str(videos), out, settings_of(), workers=1)
+  assert said["taken_down"] == 1 and said["clips"] == 2
+
+
+def test_clips_with_long_captions_are_counted(videos, tmp_path):
+  given = tmp_path / "given"
+  given.mkdir()
+  shutil.copy(videos / "v1.mp4", given)
+  (given / "v1.txt").write_text(f"short\n{'long, ' * 101}\n")
+  said = curate(str(given), tmp_path / "clips", settings_of(), workers=1)
+  assert said["long_captions"] == {"clips": 1, "longest": "v1.mp4:0-48", "words": 202}
 
 
 def test_appending_another_video_of_a_known_name_is_refused(made, videos, tmp_path):

@@ -14,10 +14,14 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from sora_jax.commands.entry import main
+from sora_jax.models.frozen_vae import save_frozen_vae
+from sora_jax.models.vae import make_codec
 from sora_jax.train.metrics import cut_back, read_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,6 +32,9 @@ DEBUG = (
   f"--config.every.checkpoint_steps={EVERY}",
   "--config.every.evaluate_steps=10",
   "--config.optim.warmup_steps=2",
+)
+CODEC = dict(
+  name="vae", widths=[8], blocks=[1], strides=[[4, 8]], taps=2, latent_channels=3, dtype="float32"
 )
 # Every program is compiled once for all tests; what it computes stays the same bit for bit.
 CACHE = {
@@ -159,6 +166,22 @@ def workdir(finished, tmp_path):
     return copy
 
   return make
+
+
+@pytest.fixture(scope="session")
+def draw_vae():
+  """Keeps a VAE with drawn parameters in a workdir as a finished run does; returns the workdir."""
+
+  def draw(workdir: Path, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    shapes = nnx.state(nnx.eval_shape(lambda: make_codec(CODEC, seed=0)))
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32) * 0.3, shapes)
+    statistics = {"mean": np.zeros(3), "std": np.ones(3)}
+    folder = workdir / "frozen" / "vae"
+    save_frozen_vae(folder, config=CODEC, params=params, statistics=statistics)
+    return workdir
+
+  return draw
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.derived import read_derived
@@ -27,15 +26,11 @@ from sora_jax.commands.encode import encode_dataset
 from sora_jax.commands.encode_parts import Captions, order_as_batches_fill
 from sora_jax.generate.encode import encode_clips
 from sora_jax.generate.programs import plan_batch
-from sora_jax.models.frozen_vae import load_frozen_vae, save_frozen_vae
+from sora_jax.models.frozen_vae import load_frozen_vae
 from sora_jax.models.text.registry import load_text_encoder
-from sora_jax.models.vae import make_codec
 from sora_jax.parallel.heartbeat import free_port
 from sora_jax.parallel.hosts import VARIABLES
 
-CODEC = dict(
-  name="vae", widths=[8], blocks=[1], strides=[[4, 8]], taps=2, latent_channels=3, dtype="float32"
-)
 CLIPS = 60
 CONFIG = """
 from ml_collections import ConfigDict
@@ -56,16 +51,6 @@ def compiled_in_haste(programs):
   jax.config.update("jax_disable_most_optimizations", False)
 
 
-def draw_vae(folder, seed: int):
-  """Keeps a VAE with drawn parameters as a finished run does."""
-  rng = np.random.default_rng(seed)
-  shapes = nnx.state(nnx.eval_shape(lambda: make_codec(CODEC, seed=0)))
-  params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32) * 0.3, shapes)
-  statistics = {"mean": np.zeros(3), "std": np.ones(3)}
-  save_frozen_vae(folder / "frozen" / "vae", config=CODEC, params=params, statistics=statistics)
-  return folder
-
-
 def write_clips(path, shapes, *, storage="raw"):
   """Clips of (frames, height, width), a third of them held out."""
   rng = np.random.default_rng(0)
@@ -83,7 +68,7 @@ def write_clips(path, shapes, *, storage="raw"):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, draw_vae):
   """A folder with clips of three shapes and a VAE."""
   folder = tmp_path_factory.mktemp("job")
   shapes = [((9, 32, 32), (5, 32, 48), (1, 48, 32))[i % 5 % 3] for i in range(CLIPS)]
@@ -265,7 +250,9 @@ def test_refuses(sora, made, tmp_path, argv, text):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_stage_does_not_start_from_weights_of_another_vae(sora, made, whole, tmp_path):
+def test_a_stage_does_not_start_from_weights_of_another_vae(
+  sora, made, whole, tmp_path, draw_vae
+):
   """Latents of equal shape, another VAE: one line before anything is made."""
   other = draw_vae(tmp_path / "other", 1)
   run = tmp_path / "run"

@@ -146,7 +146,7 @@ def test_a_stage_that_is_done_adds_no_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize("captions, kept", [(0, ("a", "b")), (1, ("a",))])
 def test_trims_all_that_latents_do_not_keep(captions, kept):
   record = clip(3, "train")
-  trimmed = encode_parts.trim(record, captions)
+  trimmed = encode_parts.trim(record, record.captions[: captions or None])
   assert trimmed.captions == kept and trimmed.truth == b""
   assert trimmed.video.base is None and trimmed.video.tolist() == [[[[3, 3, 3]]]]
 
