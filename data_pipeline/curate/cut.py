@@ -36,7 +36,7 @@ from data_pipeline.video_writer import encode_video
 
 
 class _Survey(NamedTuple):
-  """What the first reading tells.
+  """The findings of the first reading.
 
   Attributes:
     parts: ranges of frames that could be read, each with its shots.

@@ -118,7 +118,7 @@ def _stamped(
 def _stamped_from(
   file: BinaryIO, index: Index, target: int, seconds_back: int | None, limits: Limits
 ) -> Generator[tuple[int, Any], None, None]:
-  """From a place so long before a timestamp on; from the beginning of the file for None."""
+  """Reads from a place so long before a timestamp on; from the beginning of the file for None."""
   stamps = index.stamps
   with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
     stream = prepare(container, limits)

@@ -20,13 +20,13 @@ _STUFFED = ("mpegts", "mpeg", "h264", "hevc", "m4v")  # there zeros may stand be
 
 
 def is_leap(stamps: np.ndarray) -> np.ndarray:
-  """Whether each interval, but the usual ones, is long: bool [n-1]."""
+  """Marks the intervals that are longer than usual: bool [n-1]."""
   steps = np.diff(stamps)
   return steps > _LEAP * np.median(steps) if len(steps) else np.zeros(0, bool)
 
 
 def find_fault(packet: Any, codec: str, form: str) -> str:
-  """What is wrong with a packet, by its bytes alone; "" for nothing."""
+  """Says what is wrong with a packet, by its bytes alone; "" for nothing."""
   if packet.is_corrupt:
     return DAMAGED_PACKET
   return ZEROS if _holds_zeros(packet, codec, is_stuffed=form in _STUFFED) else ""
@@ -46,7 +46,7 @@ def _holds_zeros(packet: Any, codec: str, *, is_stuffed: bool) -> bool:
 
 
 def is_hidden(packet: Any, codec: str) -> bool:
-  """Whether a packet holds a VP8 frame that is only referred to (RFC 6386, section 9.1)."""
+  """Tells whether a packet holds a VP8 frame that is only referred to (RFC 6386, section 9.1)."""
   return codec == "vp8" and packet.size > 0 and not bytes(memoryview(packet)[:1])[0] >> 4 & 1
 
 

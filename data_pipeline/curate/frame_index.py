@@ -48,7 +48,7 @@ class Hole(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameIndex:
-  """What a video really holds.
+  """The frames that a video really holds, and what it lost.
 
   Attributes:
     index: its frames.
@@ -66,7 +66,7 @@ class FrameIndex:
 
 
 class _Log:
-  """What was seen while a file was decoded."""
+  """Records what is seen while a file is decoded."""
 
   def __init__(self) -> None:
     self.places: list[tuple[int, int]] = []  # of packets: byte position, decoding time
@@ -219,7 +219,7 @@ def find_whole(
 def _without_stragglers(
   packet: np.ndarray, is_good: np.ndarray, is_key: np.ndarray, log: _Log
 ) -> np.ndarray:
-  """The frames that are whole, but for those between the first that is not and the next key frame.
+  """Drops whole frames between the first that is not and the next key frame.
 
   Decoders may give them out of order there, or with the time of another.
   """
@@ -238,7 +238,7 @@ def _without_stragglers(
 
 
 def _find_edits(log: _Log, shown: np.ndarray) -> set[int]:
-  """Frames before which packets are hidden, as where another piece of an edit list begins."""
+  """Finds frames before which packets are hidden: another piece of an edit list begins there."""
   hidden = np.array(sorted(log.hidden), np.int64)
   runs = hidden[np.diff(hidden, prepend=-2) > 1]
   group = np.searchsorted(runs, shown)
@@ -248,7 +248,7 @@ def _find_edits(log: _Log, shown: np.ndarray) -> set[int]:
 def _settle_kept(
   times: np.ndarray, kept: np.ndarray, most_gap: int, edits: Collection[int]
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-  """`settle` of the frames that are kept; invented times are those of all frames, sorted."""
+  """Settles the times of kept frames; invented ones are sorted together with those of the rest."""
   known = times[kept][times[kept] != NO_TIME]
   if not _is_invented(known):
     return settle(times[kept], most_gap, edits)
@@ -267,8 +267,8 @@ def settle(
     most_gap: ticks; a longer leap begins another recording.
     edits: frames at which a piece of an edit list begins: their times need not join exactly.
   Returns:
-    Times, int64 [n]; what was added to those of the frame's recording, int64 [n]; and the seams:
-    the frames at which another recording begins.
+    Times from 0 on, int64 [n]; what was added to those of the frame's recording, int64 [n]; and
+    the seams: the frames at which another recording begins.
   Raises:
     Refused: "broken_timestamps": there are more seams than a file is joined of.
   """
@@ -293,7 +293,7 @@ def settle(
   settled, shifts, end = [], [], None
   for first, stop in zip(seams, [*seams[1:], len(filled)], strict=True):
     ordered = sorted(filled[first:stop])
-    shift = 0 if end is None else end + usual - ordered[0]
+    shift = (0 if end is None else end + usual) - ordered[0]
     settled += [time + shift for time in ordered]
     shifts += [shift] * len(ordered)
     end = settled[-1]
@@ -312,7 +312,7 @@ def _is_invented(times: np.ndarray) -> bool:
 
 
 def _usual(times: np.ndarray) -> int:
-  """The usual interval, ticks."""
+  """Returns the usual interval, ticks."""
   steps = np.diff(np.sort(times) if _is_invented(times) else times).astype(np.float64)
   return max(1, round(float(np.median(steps[steps > 0])))) if (steps > 0).any() else 1
 
@@ -351,7 +351,7 @@ def _goes_on(time: int, top: int, recent: Iterable[int], usual: int, most_gap: i
 def _find_holes(
   log: _Log, packet: np.ndarray, kept: np.ndarray, stamps: np.ndarray, shifts: np.ndarray | None
 ) -> list[Hole]:
-  """Where frames are lost, between those that are kept."""
+  """Lists where frames are lost, between those that are kept."""
   counts: Counter[int] = Counter()
   causes: dict[int, str] = {}
   faults, shown = np.array(sorted(log.faults), np.int64), packet[kept]
@@ -364,12 +364,13 @@ def _find_holes(
 
   for place in np.setdiff1d(np.arange(len(packet)), kept):
     tell(int(np.searchsorted(kept, place)), int(packet[place]), 1)
-  for number in _find_silenced(log, packet, np.sort(shown)):
-    earlier = np.flatnonzero(shown < number)
-    before = int(earlier.max(initial=-1)) + 1
-    near = int(earlier[np.argmax(shown[earlier])]) if len(earlier) else -1
+  order = np.argsort(shown, kind="stable")  # frames in file order
+  ordered, latest = shown[order], np.maximum.accumulate(order)
+  for number in _find_silenced(log, packet, ordered):
+    at = int(np.searchsorted(ordered, number)) - 1
+    near, before = (int(order[at]), int(latest[at]) + 1) if at >= 0 else (-1, 0)
     is_later = near >= 0 and log.places[number][1] >= log.places[int(shown[near])][1]
-    if shifts is not None and is_later and log.times[number] != NO_TIME:
+    if shifts is not None and is_later and log.times[number] != NO_TIME:  # of one recording
       before = int(np.searchsorted(stamps, log.times[number] + shifts[near], "right"))
     tell(before, number, 1)
   for number in log.gaps:
@@ -382,7 +383,7 @@ def _detail(count: int, cause: str) -> str:
 
 
 def _find_silenced(log: _Log, packet: np.ndarray, good: np.ndarray) -> Iterator[int]:
-  """The packets of damaged stretches that show nothing and should."""
+  """Yields the packets of damaged stretches that show nothing and should."""
   shown, end = set(packet.tolist()), -1
   for fault in sorted(log.faults):
     if fault < end:

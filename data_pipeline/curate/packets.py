@@ -36,7 +36,7 @@ _INTERLACED = (2, 3, 4, 5)  # AVFieldOrder
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-  """What a pass over the packets of a video finds.
+  """The facts that a pass over the packets of a video finds.
 
   Attributes:
     stamps: int64 [n], ascending timestamps of the frames that can be shown, in ticks.
@@ -156,7 +156,7 @@ def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
 
 
 class _Read(NamedTuple):
-  """What the packets say.
+  """The sum of what the packets say.
 
   Attributes:
     stamps: int64 [n], ascending, from the first key frame on.
@@ -214,7 +214,7 @@ def _read(container: Any, stream: Any, limits: Limits, size: int) -> _Read:
 
 
 def _doubt(stamps: np.ndarray, decoding: np.ndarray, key: int | None, timeless: int) -> str:
-  """What speaks against the times of packets; "" for nothing."""
+  """Says what speaks against the times of packets; "" for nothing."""
   if (np.diff(decoding) < 0).any():
     return "times that go back"
   if timeless or not len(stamps):
