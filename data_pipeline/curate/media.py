@@ -36,7 +36,7 @@ from data_pipeline.curate.colours import (
   Orientation,
   Painter,
 )
-from data_pipeline.curate.container import Limits
+from data_pipeline.curate.container import Limits, refusing
 from data_pipeline.curate.decode import Index, decoded
 from data_pipeline.curate.frame_index import index_frames
 from data_pipeline.curate.heif import has_alpha_track
@@ -237,8 +237,9 @@ def _measured(
 
 def _probe_video(file: BinaryIO, limits: Limits, trusts: bool) -> MediaInfo:
   found = survey(file, limits)
-  if found.format.startswith("mov") and has_alpha_track(file):
-    raise Refused("alpha", "alpha in a track of its own is not read")
+  with refusing():
+    if found.format.startswith("mov") and has_alpha_track(file):
+      raise Refused("alpha", "alpha in a track of its own is not read")
   timing, index = _lay(file, found, limits, trusts)
   if found.unread:
     form = found.format.partition(",")[0]

@@ -28,6 +28,7 @@ _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP"}
 _MAGIC |= {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 _MAGIC |= {b"\xffO\xffQ": "JPEG2000", b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000"}
 _MAGIC |= {b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL"}
+_UNREADABLE = ("JPEG XL", "raw file of a Canon camera")
 _ANIMATED = ("WEBP", "AVIF")
 _MOST_CHUNKS = 10_000
 _LONGEST_INSTANT_MS, _INSTEAD_MS = 10, 100
@@ -47,6 +48,8 @@ def still_format(file: BinaryIO) -> str:
   head = file.read(16)
   if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
     return "WEBP"
+  if head[:4] == b"II*\0" and head[8:10] == b"CR":  # a TIFF that begins with a preview of its own
+    return _UNREADABLE[1]
   name = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
   if name == "PNG":
     return "" if _is_animated_png(file) else name
@@ -163,8 +166,8 @@ def _upright(picture: Image.Image, stored: Image.Image) -> Image.Image:
 @contextmanager
 def open_still(file: BinaryIO, form: str, limits: Limits) -> Iterator[Still]:
   """Opens a picture of a format; what is wrong with it becomes `Refused`."""
-  if form == "JPEG XL":
-    raise Refused("no_decoder", "JPEG XL")
+  if form in _UNREADABLE:
+    raise Refused("no_decoder", form)
   if form == "HEIF":
     _register_heif()
   try:

@@ -313,6 +313,8 @@ def test_previews_are_no_pages_and_never_the_picture(tmp_path):
   assert info.pictures == 1 and np.array_equal(ours[0], smooth(0))
   small.save(tmp_path / "b.tif", save_all=True, append_images=[whole], tiffinfo={254: 1})
   assert refusal(tmp_path / "b.tif").reason == "no_decoder"
+  (tmp_path / "c.cr2").write_bytes(b"II*\0\x10\0\0\0CR\x02\0" + (tmp_path / "a.tif").read_bytes())
+  assert refusal(tmp_path / "c.cr2").reason == "no_decoder"
 
 
 def test_channels_of_32_bits_are_refused(tmp_path):
