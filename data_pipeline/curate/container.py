@@ -18,6 +18,7 @@ from av.error import ArgumentError, FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from data_pipeline.curate.gif import SlowedGif
 from data_pipeline.curate.types import Refused
 
 FORMATS = (
@@ -27,14 +28,16 @@ FORMATS = (
   *("mpegvideo", "m4v", "h264", "hevc", "ivf", "obu", "mjpeg", "yuv4mpegpipe", "gif", "apng"),
 )
 _OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
+_OPTIONS |= {"max_fps": "99", "default_fps": "10"}  # of animated PNG: 100 ms for 10 ms or less
 _BUFFER_BYTES = 1 << 18
+_PNG = b"\x89PNG\r\n\x1a\n"
 logging.getLogger("libav").addHandler(logging.NullHandler())
 av.logging.set_skip_repeated(False)
 logging.getLogger("libav").propagate = False  # what decoders say is looked at by `decode`
 _CONTAINERS = (  # (place, bytes): what a file begins with that was a video once
   *((4, word) for word in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
   *((0, word) for word in (b"\x1aE\xdf\xa3", b"FLV", b"OggS", b"GIF8", b"0&\xb2u", b"DKIF")),
-  *((0, word) for word in (b"\0\0\1\xba", b"\0\0\1\xb3", b"YUV4MPEG2", b"\x89PNG\r\n\x1a\n")),
+  *((0, word) for word in (b"\0\0\1\xba", b"\0\0\1\xb3", b"YUV4MPEG2", _PNG)),
   *((8, word) for word in (b"AVI ", b"AVIX")),
 )
 
@@ -84,7 +87,7 @@ class Limits:
 class _Reader:
   """A file as the libraries see it: bytes without a name, never more than were asked for."""
 
-  def __init__(self, file: BinaryIO):
+  def __init__(self, file: BinaryIO | SlowedGif):
     self._file = file
 
   def read(self, size: int) -> bytes:
@@ -115,8 +118,9 @@ def open_media(file: BinaryIO, *, max_pixels: int) -> Iterator[Any]:
   file.seek(0)
   with refusing(head):
     container = av.open(
-      _Reader(file),
+      _Reader(SlowedGif(file) if head.startswith(b"GIF8") else file),
       mode="r",
+      format="apng" if head.startswith(_PNG) else None,  # FFmpeg misses it behind long metadata
       options={"max_pixels": str(max_pixels), "threads": "1"},
       container_options=_OPTIONS,
       metadata_errors="replace",

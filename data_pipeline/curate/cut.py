@@ -20,7 +20,7 @@ import numpy as np
 from data_pipeline.curate import barred
 from data_pipeline.curate.content import hash_content
 from data_pipeline.curate.decode import Misread
-from data_pipeline.curate.media import MediaInfo, frames, probe
+from data_pipeline.curate.media import MediaInfo, frames, parts, probe
 from data_pipeline.curate.motion import MotionMeter
 from data_pipeline.curate.picture import Bars, bar_share, crop, opencv, reduce
 from data_pipeline.curate.scores import STILL, Look, judge, judge_size, look_at
@@ -39,18 +39,18 @@ class _Survey(NamedTuple):
   """The findings of the first reading.
 
   Attributes:
-    parts: ranges of frames that could be read, each with its shots.
+    parts: ranges of frames of one size that could be read, with their shots and what is known.
     rejects: what could not be.
     meter: of motion; None if it is not measured.
   """
 
-  parts: list[tuple[int, int, list[Shot]]]
+  parts: list[tuple[int, int, list[Shot], MediaInfo]]
   rejects: list[Reject]
   meter: MotionMeter | None
 
   @property
   def shots(self) -> int:
-    return sum(len(shots) for _, _, shots in self.parts)
+    return sum(len(shots) for _, _, shots, _ in self.parts)
 
 
 def cut_source(source: Source, settings: Settings, folder: str | os.PathLike) -> Summary:
@@ -99,14 +99,16 @@ def _cut(file: BinaryIO, spool: Spool, settings: Settings) -> None:
     info = probe(file, limits)
     seen = _survey(file, name, info, settings)
   spool.summary |= {"media": _facts(info), "shots": seen.shots, "rate": str(info.fps)}
-  for reject in seen.rejects:
+  sizes = [[start, part.width, part.height] for start, _, _, part in seen.parts]
+  spool.summary["media"]["sizes"] = sizes
+  for reject in [*seen.rejects, *_left_out(name, info)]:
     spool.reject(reject)
   windows, left = _find_windows(seen, info, settings)
   for start, stop, reason, detail in left:
     spool.reject(Reject(name, start, reason, stop, detail))
-  for window in windows:
+  for part, window in windows:
     try:
-      refusal = _cut_window(file, info, window, seen, spool, settings)
+      refusal = _cut_window(file, part, window, seen, spool, settings)
     except Refused as error:
       refusal = error.reason, error.detail
     if refusal:
@@ -116,17 +118,28 @@ def _cut(file: BinaryIO, spool: Spool, settings: Settings) -> None:
 
 def _find_windows(
   seen: _Survey, info: MediaInfo, settings: Settings
-) -> tuple[list[Window], list[Left]]:
+) -> tuple[list[tuple[MediaInfo, Window]], list[Left]]:
   """The windows of every part, and what is left of it."""
-  windows: list[Window] = []
+  windows: list[tuple[MediaInfo, Window]] = []
   left: list[Left] = []
   if info.frames == 1:
-    return [Window(0, 1, 0)], []
-  for start, stop, shots in seen.parts:
+    return [(info, Window(0, 1, 0))], []
+  for start, stop, shots, part in seen.parts:
     found = find_windows(shots, stop - start, info.fps, **dataclasses.asdict(settings.windows))
-    windows += [Window(start + a, start + b, number) for a, b, number in found[0]]
+    windows += [(part, Window(start + a, start + b, number)) for a, b, number in found[0]]
     left += [one._replace(start=start + one.start, stop=start + one.stop) for one in found[1]]
   return windows, left
+
+
+def _left_out(name: str, info: MediaInfo) -> Iterator[Reject]:
+  """Rows of what has no place among the frames of a source."""
+  if info.dropped:
+    detail = f"{info.dropped} of {info.source_frames} frames have no place of their own"
+    detail = f"{detail} at {float(info.fps):.6g} fps"
+    yield Reject(name, 0, "dropped_frames", info.frames, detail)
+  if info.pictures > 1:
+    detail = f"{info.pictures} pictures: only the primary one is read"
+    yield Reject(name, 1, "more_pictures", None, detail)
 
 
 def _facts(info: MediaInfo) -> dict[str, Any]:
@@ -144,28 +157,36 @@ def _survey(file: BinaryIO, name: str, info: MediaInfo, settings: Settings) -> _
     Misread: they are not those that the container speaks of.
   """
   meter = MotionMeter(info.fps) if settings.scores.motion.measure else None
-  scale = min(1.0, settings.shots.side / max(info.width, info.height))
-  size = (max(1, round(info.width * scale)), max(1, round(info.height * scale)))
-  parts, rejects = [], _lost(name, info)
+  side, limits = settings.shots.side, settings.decode.limits
+  found, rejects = [], _lost(name, info)
   for start, stop in info.timing.parts:
-    finder, count = _make_finder(info, settings), start
-    if meter:
-      meter.skip_to(start)
+    pieces: list[tuple[int, ShotFinder, MediaInfo]] = []
+    count = start
     try:
-      shown = frames(file, info, start=start, stop=stop, size=size, limits=settings.decode.limits)
-      for frame in shown:
-        finder.add(frame)
+      for part, shown in parts(file, info, start, stop, lambda part: _small(part, side), limits):
+        pieces.append((count, _make_finder(info, settings), part))
         if meter:
-          meter.add(frame)
-        count += 1
+          meter.skip_to(count)
+        for frame in shown:
+          pieces[-1][1].add(frame)
+          if meter:
+            meter.add(frame)
+          count += 1
     except Refused as error:
       if not count:
         raise
       rejects.append(Reject(name, count, error.reason, stop, error.detail))
-    parts.append((start, count, finder.finish()))
-  if not parts and rejects:
+    ends = [begin for begin, _, _ in pieces[1:]] + [count]
+    for (begin, finder, part), end in zip(pieces, ends, strict=True):
+      found.append((begin, end, finder.finish(), part))
+  if not found and rejects:
     raise Refused(rejects[0].reason, rejects[0].detail)
-  return _Survey(parts, rejects, meter)
+  return _Survey(found, rejects, meter)
+
+
+def _small(info: MediaInfo, side: int) -> tuple[int, int]:
+  scale = min(1.0, side / max(info.width, info.height))
+  return max(1, round(info.width * scale)), max(1, round(info.height * scale))
 
 
 def _make_finder(info: MediaInfo, settings: Settings) -> ShotFinder:

@@ -19,6 +19,8 @@ import numpy as np
 from av.error import FFmpegError
 
 from data_pipeline.curate.container import Limits, open_media, refusing
+from data_pipeline.curate.decoder import Decoder
+from data_pipeline.curate.looks import Seen
 from data_pipeline.curate.packets import packets_of, prepare
 
 NO_TIME = -(1 << 63)  # int64, FFmpeg's AV_NOPTS_VALUE
@@ -52,7 +54,7 @@ class Index:
   kept: np.ndarray | None = None
 
 
-def decode_packet(packet: Any, limits: Limits) -> tuple[list[Any], str]:
+def decode_packet(packet: Any, decoder: Decoder, limits: Limits) -> tuple[list[Any], str]:
   """The frames that a packet completes, and what went wrong with it, "" for nothing.
 
   Frames that are known to be damaged are among them (`is_corrupt`), others may be if something is
@@ -65,7 +67,7 @@ def decode_packet(packet: Any, limits: Limits) -> tuple[list[Any], str]:
   failed, found = "", []
   with av.logging.Capture() as said:
     try:
-      found = packet.decode()
+      found = decoder.decode(packet)
     except FFmpegError as error:
       if isinstance(error, MemoryError):
         raise
@@ -83,9 +85,7 @@ def _is_fault(level: int, text: str) -> bool:
   return is_error or any(word in text for word in _CONCEALED)
 
 
-def decoded(
-  file: BinaryIO, index: Index, start: int, limits: Limits
-) -> Iterator[tuple[int, Any]]:
+def decoded(file: BinaryIO, index: Index, start: int, limits: Limits) -> Iterator[tuple[int, Seen]]:
   """Numbers and frames, in order, from a frame at or before `start` on.
 
   Raises:
@@ -102,7 +102,7 @@ def decoded(
 
 def _stamped(
   file: BinaryIO, index: Index, start: int, limits: Limits
-) -> Generator[tuple[int, Any], None, None]:
+) -> Generator[tuple[int, Seen], None, None]:
   target, first = int(index.stamps[start]), None
   for seconds in (0, _SECONDS_BACK, None) if start > 0 else (None,):
     frames = _stamped_from(file, index, target, seconds, limits)
@@ -117,7 +117,7 @@ def _stamped(
 
 def _stamped_from(
   file: BinaryIO, index: Index, target: int, seconds_back: int | None, limits: Limits
-) -> Generator[tuple[int, Any], None, None]:
+) -> Generator[tuple[int, Seen], None, None]:
   """Reads from a place so long before a timestamp on; from the beginning of the file for None."""
   stamps = index.stamps
   with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
@@ -126,11 +126,12 @@ def _stamped_from(
       target -= int(seconds_back / stream.time_base)
       if not _seek(container, target, stream=stream):
         return
+    decoder = Decoder(stream)
     key, last = None, None if seconds_back is not None else -1
     for packet in packets_of(container, stream):
       if key is None and packet.is_keyframe and packet.pts is not None:
         key = packet.pts
-      found, fault = decode_packet(packet, limits)
+      found, fault = decode_packet(packet, decoder, limits)
       if fault and seconds_back is None and last is not None and last >= 0:
         raise Misread(fault)
       for frame in found:
@@ -142,7 +143,7 @@ def _stamped_from(
         if last is not None and number != last + 1:
           raise Misread(f"frame {number} comes after frame {last}")
         last = number
-        yield number, frame
+        yield number, (decoder.look(frame), frame)
     is_short = seconds_back is None if last is None else last + 1 < len(stamps)
     if is_short:
       raise Misread(f"{len(stamps)} frames were expected, {last} was the last")
@@ -161,7 +162,7 @@ def _seek(container: Any, place: int, **options: Any) -> bool:
 
 def _counted(
   file: BinaryIO, index: Index, start: int, limits: Limits
-) -> Generator[tuple[int, Any], None, None]:
+) -> Generator[tuple[int, Seen], None, None]:
   assert index.anchors is not None and index.kept is not None
   before = np.searchsorted(index.anchors[:, 0], index.kept[start], "right")
   for anchor in [*index.anchors[before - 1 : before], None] if start > 0 else [None]:
@@ -178,7 +179,7 @@ def _counted(
 
 def _counted_from(
   file: BinaryIO, anchor: np.ndarray | None, limits: Limits
-) -> Generator[tuple[int, Any], None, None]:
+) -> Generator[tuple[int, Seen], None, None]:
   """All frames of the decoder with their numbers, from an anchor, or the beginning, on."""
   with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
     stream = prepare(container, limits)
@@ -188,15 +189,15 @@ def _counted_from(
       if found is None:
         return
       packets, number = found, int(anchor[0])
-    is_begun = anchor is None
-    stream.codec_context.copy_opaque = True
+    is_begun, decoder = anchor is None, Decoder(stream)
+    decoder.context.copy_opaque = True
     for place, packet in enumerate(packets):
       if place == 0 and packet.size:
         packet.opaque = True
-      for frame in decode_packet(packet, limits)[0]:
+      for frame in decode_packet(packet, decoder, limits)[0]:
         is_begun = is_begun or frame.opaque is True
         if is_begun:
-          yield number, frame
+          yield number, (decoder.look(frame), frame)
           number += 1
 
 

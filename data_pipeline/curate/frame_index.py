@@ -22,6 +22,7 @@ import numpy as np
 
 from data_pipeline.curate.container import Limits, open_media, refusing
 from data_pipeline.curate.decode import NO_TIME, Index, decode_packet, place_of
+from data_pipeline.curate.decoder import Decoder
 from data_pipeline.curate.faults import (
   DAMAGED_PACKET,
   REORDERED,
@@ -168,8 +169,10 @@ def _decode_all(file: BinaryIO, limits: Limits) -> tuple[_Log, Fraction]:
   log, size = _Log(), file.seek(0, 2)
   with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
     stream = prepare(container, limits, is_alone=False)
-    context = stream.codec_context
+    decoder = Decoder(stream)
+    context = decoder.context
     context.copy_opaque = True
+    codec = stream.codec_context.name
     skipped = ByteCount(container.format.name, size, seconds_of(container))
     for packet in packets_of(container, *container.streams):
       gap = skipped.add(packet, is_timed=packet.stream is stream)
@@ -178,9 +181,9 @@ def _decode_all(file: BinaryIO, limits: Limits) -> tuple[_Log, Fraction]:
       log.forgive(packet)
       if packet.size:
         packet.opaque = len(log.places)
-      is_silent = packet.is_discard or is_hidden(packet, context.name)
-      fault = find_fault(packet, context.name, container.format.name)
-      frames, said = decode_packet(packet, limits)
+      is_silent = packet.is_discard or is_hidden(packet, codec)
+      fault = find_fault(packet, codec, container.format.name)
+      frames, said = decode_packet(packet, decoder, limits)
       log.add(packet, frames, fault or said, is_silent=is_silent, gap=gap)
       limits.check_count(len(log.shown), context.width, context.height, size)
     log.end()

@@ -15,12 +15,14 @@ Reasons for which a source is refused (`Refused.reason`):
   broken_timestamps  times leap again and again, or most are one time
   held               one frame would be shown longer than `Limits.max_held_seconds`
   bomb               more pixels than a file of its size may hold
-  colours            a colour matrix that cannot be converted
+  size_change        frames lie otherwise than those before: see `looks`
+  colours            a colour matrix, or a picture of 32 bits a channel, that cannot be converted
+  alpha              alpha that lies beside the pictures, where it cannot be read
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -34,11 +36,13 @@ from data_pipeline.curate.colours import (
   Orientation,
   Painter,
 )
-from data_pipeline.curate.container import Limits
+from data_pipeline.curate.container import Limits, refusing
 from data_pipeline.curate.decode import Index, decoded
 from data_pipeline.curate.frame_index import index_frames
+from data_pipeline.curate.heif import has_alpha_track
+from data_pipeline.curate.looks import Look, Seen, alike, parted
 from data_pipeline.curate.packets import CUT_OFF, Survey, survey
-from data_pipeline.curate.stills import durations_ms, open_still, paint_still, still_format
+from data_pipeline.curate.stills import open_still, resized, still_format
 from data_pipeline.curate.timing import Loss, Timing, fill, measure
 from data_pipeline.curate.types import Refused
 
@@ -67,6 +71,8 @@ class MediaInfo:
     is_variable_rate: source frames are not evenly spaced.
     damage: "truncated": the file ends before it says, after `frames`; else "".
     declared_frames: that the file speaks of; equal to `frames` if it is not damaged.
+    dropped: source frames that no output frame shows: another has their place.
+    pictures: in the file; of those that are no animation only one is read.
     timing: when they are shown; what cannot be is in its `losses`.
     index: where they are; None for a picture.
   """
@@ -91,6 +97,8 @@ class MediaInfo:
   has_alpha: bool
   damage: str
   declared_frames: int
+  dropped: int
+  pictures: int
   timing: Timing = dataclasses.field(repr=False)
   index: Index | None = dataclasses.field(repr=False)
 
@@ -109,7 +117,7 @@ def probe(file: BinaryIO, limits: Limits = _LIMITS, *, trusts: bool = False) -> 
   Raises:
     Refused: see the list above.
   """
-  form = _form(file)
+  form = still_format(file)
   return _probe_still(file, form, limits) if form else _probe_video(file, limits, trusts)
 
 
@@ -132,7 +140,8 @@ def frames(
   Yields:
     uint8 [H,W,3], RGB, read-only: a repeated frame is the same array.
   Raises:
-    Refused: see the list above. "damaged" may come after good frames: those before it stand.
+    Refused: see the list above. "damaged" and "size_change" may come after good frames: those
+      before it stand.
   """
   info = info or probe(file, limits)
   size = size or (info.width, info.height)
@@ -141,33 +150,69 @@ def frames(
   loss = next(losses, None)
   end = stop if loss is None else min(stop, loss.start)
   if start < end:
-    yield from _painted(file, info, start, end, size, limits)
+    shown = _shown(file, info, start, end, limits)
+    yield from _painted(alike(shown, (info.width, info.height), start), size)
   if loss is not None and max(start, end) < stop:
     raise Refused(loss.reason, loss.detail)
 
 
-def _painted(
-  file: BinaryIO, info: MediaInfo, start: int, stop: int, size: tuple[int, int], limits: Limits
-) -> Iterator[np.ndarray]:
-  """Frames between two losses."""
-  if info.index is None:
-    form = _form(file)
-    shown, paint = _pictures(file, form, info, size, limits), np.asarray
-  else:
-    painter = Painter(size, Orientation(info.rotation // 90, info.is_mirrored))
-    shown, paint = _video(file, info, start, limits), painter.paint
-  last, painted = None, None
-  for item in fill(shown, start, stop):
-    if painted is None or item is not last:
-      last, painted = item, paint(item)
-      painted.flags.writeable = False
-    yield painted
+def parts(
+  file: BinaryIO,
+  info: MediaInfo,
+  start: int,
+  stop: int,
+  fit: Callable[[MediaInfo], tuple[int, int]],
+  limits: Limits = _LIMITS,
+) -> Iterator[tuple[MediaInfo, Iterator[np.ndarray]]]:
+  """Frames, as `frames` gives them, in parts: a new one where their size changes.
+
+  Args:
+    start, stop: within one of `info.timing.parts`.
+    fit: the size (width, height) of the frames of a part.
+  Yields:
+    What `frames` wants to know for frames of the part, counted from the file's first, and its
+    frames, which have to be read before the next part.
+  Raises:
+    Refused: see the list above.
+  """
+  shown = _shown(file, info, start, stop, limits)
+  for number, (look, seen) in enumerate(parted(shown)):
+    is_first = number == 0 and look.size == (info.width, info.height)
+    part = info if is_first else _of_look(info, look)
+    yield part, _painted(seen, fit(part))
 
 
-def _form(file: BinaryIO) -> str:
-  """Pillow's name of the file's format; "" for a video."""
-  file.seek(0)
-  return still_format(file.read(512))
+def _of_look(info: MediaInfo, look: Look) -> MediaInfo:
+  (width, height), orientation = look.size, look.orientation or Orientation()
+  return dataclasses.replace(
+    info,
+    width=width,
+    height=height,
+    rotation=90 * orientation.turns,
+    is_mirrored=orientation.is_mirrored,
+    pixel_aspect=look.pixel_aspect,
+  )
+
+
+def _shown(
+  file: BinaryIO, info: MediaInfo, start: int, stop: int, limits: Limits
+) -> Iterator[Seen]:
+  """What is shown in the output frames `start <= k < stop`, which no loss divides."""
+  is_picture = info.index is None
+  seen = _pictures(file, info, limits) if is_picture else _video(file, info, start, limits)
+  return fill(seen, start, stop)
+
+
+def _painted(shown: Iterable[Seen], size: tuple[int, int]) -> Iterator[np.ndarray]:
+  """Pictures of frames that lie alike; of one that is repeated, the same."""
+  painter, last, picture = None, None, None
+  for look, frame in shown:
+    painter = painter or Painter(size, look.orientation or Orientation())
+    if picture is None or frame is not last:
+      is_painted = isinstance(frame, np.ndarray)
+      last, picture = frame, resized(frame, size) if is_painted else painter.paint(frame)
+      picture.flags.writeable = False
+    yield picture
 
 
 def _measured(
@@ -192,6 +237,9 @@ def _measured(
 
 def _probe_video(file: BinaryIO, limits: Limits, trusts: bool) -> MediaInfo:
   found = survey(file, limits)
+  with refusing():
+    if found.format.startswith("mov") and has_alpha_track(file):
+      raise Refused("alpha", "alpha in a track of its own is not read")
   timing, index = _lay(file, found, limits, trusts)
   if found.unread:
     form = found.format.partition(",")[0]
@@ -221,14 +269,14 @@ def _probe_video(file: BinaryIO, limits: Limits, trusts: bool) -> MediaInfo:
     has_alpha=found.has_alpha,
     damage=found.damage,
     declared_frames=_declared(found, timing),
+    dropped=timing.dropped,
+    pictures=1,
     timing=timing,
     index=index,
   )
 
 
-def _lay(
-  file: BinaryIO, found: Survey, limits: Limits, trusts: bool
-) -> tuple[Timing, Index]:
+def _lay(file: BinaryIO, found: Survey, limits: Limits, trusts: bool) -> tuple[Timing, Index]:
   """Times and places of the frames, by the container if it is believed, else by decoding all."""
   last, tick, rates = found.last_ticks, found.tick, found.rates
   if trusts and not found.doubt and _is_continuous(found, limits):
@@ -259,17 +307,23 @@ def _declared(found: Survey, timing: Timing) -> int:
 
 def _video(
   file: BinaryIO, info: MediaInfo, start: int, limits: Limits
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[tuple[int, Seen]]:
   """(output frame, decoded frame), interlaced ones made whole."""
   assert info.index is not None
   whole, timing, stamps = Deinterlacer(), info.timing, info.index.stamps
   begin = max(first for first, _ in timing.parts if first <= start)
   margin = _MARGIN if info.is_interlaced else 0  # of the same part
   least = max(_shown_at(info, start) - margin, _shown_at(info, begin))
-  for number, frame in decoded(file, info.index, least, limits):
-    if number >= least:
-      yield from whole.push(timing.slot(int(stamps[number])), frame)
-  yield from whole.flush()
+  orientation = Orientation(info.rotation // 90, info.is_mirrored)
+  for number, (look, frame) in decoded(file, info.index, least, limits):
+    orientation = look.orientation or orientation
+    if number < least:
+      continue
+    slot, look = timing.slot(int(stamps[number])), look._replace(orientation=orientation)
+    for (place, lies), ready in whole.push((slot, look), frame):
+      yield place, (lies, ready)
+  for (place, lies), ready in whole.flush():
+    yield place, (lies, ready)
 
 
 def _shown_at(info: MediaInfo, slot: int) -> int:
@@ -283,47 +337,47 @@ def _shown_at(info: MediaInfo, slot: int) -> int:
 
 
 def _probe_still(file: BinaryIO, form: str, limits: Limits) -> MediaInfo:
-  with open_still(file, form, limits) as image:
-    shown = list(durations_ms(image, limits.max_frames))
-    image.seek(0)
-    height, width = paint_still(image, None).shape[:2]
-    if len(shown) == 1:
-      timing = Timing(0, Fraction(1), Fraction(1), 1, False, 1)
-    else:
-      stamps = np.cumsum([0, *shown[:-1]], dtype=np.int64)
-      timing = _measured(stamps, shown[-1], Fraction(1, 1000), (), limits)
+  with open_still(file, form, limits) as still:
+    times, has_alpha, shape = [], False, (0, 0, 3)
+    for time in still.times(limits):
+      times.append(time)
+      has_alpha = has_alpha or still.is_transparent
+      shape = still.paint().shape if len(times) == 1 else shape
+    timing = Timing(0, Fraction(1), Fraction(1), 1, False, 1)
+    if still.count > 1:
+      stamps = np.array([start for start, _ in times], dtype=np.int64)
+      timing = _measured(stamps, times[-1][1], Fraction(1, 1000), (), limits)
     return MediaInfo(
       format=form.lower(),
       codec=form.lower(),
-      width=width,
-      height=height,
+      width=shape[1],
+      height=shape[0],
       fps=timing.fps,
       frames=timing.frames,
-      source_frames=len(shown),
+      source_frames=len(times),
       rotation=0,
       is_mirrored=False,
-      pix_fmt=image.mode,
+      pix_fmt=still.image.mode,
       matrix="rgb",
       colour_range="pc",
       transfer="unknown",
       pixel_aspect=Fraction(1),
       is_variable_rate=timing.is_variable,
       is_interlaced=False,
-      is_picture=len(shown) == 1,
-      has_alpha="A" in image.mode or "transparency" in image.info,
-      damage="",
-      declared_frames=timing.frames,
+      is_picture=still.count == 1,
+      has_alpha=has_alpha,
+      damage="truncated" if len(times) < still.count else "",
+      declared_frames=round(timing.frames * still.count / len(times)),
+      dropped=timing.dropped,
+      pictures=still.pictures,
       timing=timing,
       index=None,
     )
 
 
-def _pictures(
-  file: BinaryIO, form: str, info: MediaInfo, size: tuple[int, int], limits: Limits
-) -> Iterator[tuple[int, np.ndarray]]:
+def _pictures(file: BinaryIO, info: MediaInfo, limits: Limits) -> Iterator[tuple[int, Seen]]:
   """(output frame, picture) of a still or an animation."""
-  stamp = 0
-  with open_still(file, form, limits) as image:
-    for duration in durations_ms(image, limits.max_frames):
-      yield info.timing.slot(stamp), paint_still(image, size)
-      stamp += duration
+  look = Look(info.width, info.height, info.pixel_aspect, Orientation())
+  with open_still(file, still_format(file), limits) as still:
+    for start, _ in still.times(limits):
+      yield info.timing.slot(start), (look, still.paint())

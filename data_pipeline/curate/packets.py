@@ -17,6 +17,7 @@ from av.stream import Discard
 
 from data_pipeline.curate.colours import Orientation, has_alpha, orientation_of
 from data_pipeline.curate.container import Limits, open_media, refusing, video_stream
+from data_pipeline.curate.decoder import Decoder, refuse_layer
 from data_pipeline.curate.faults import REORDERED, ByteCount, find_fault, is_hidden, is_leap
 from data_pipeline.curate.types import Refused
 
@@ -100,7 +101,7 @@ def survey(file: BinaryIO, limits: Limits) -> Survey:
       doubt=read.doubt,
       width=first.width,
       height=first.height,
-      orientation=orientation_of(first),
+      orientation=orientation_of(first, context.name),
       pix_fmt=first.format.name,
       matrix=int(first.colorspace),
       colour_range=int(first.color_range),
@@ -179,10 +180,11 @@ def _read(container: Any, stream: Any, limits: Limits, size: int) -> _Read:
   stamps, decoding = array("q"), array("q")
   last, key, first, packets, end = (0, 0), None, None, 0, 0
   timeless, doubt, is_edited = 0, "", False
-  codec = stream.codec_context.name
+  codec, decoder = stream.codec_context.name, Decoder(stream)
   for packet in packets_of(container, stream):
     if first is None and packets <= _TRIES:
-      first = next(iter(_frames_of(packet, limits)), None)
+      refuse_layer(packet)
+      first = next(iter(_frames_of(packet, decoder, limits)), None)
     stamp = packet.dts if packet.pts is None else packet.pts
     if stamp is None and not packet.size:
       continue
@@ -224,10 +226,10 @@ def _doubt(stamps: np.ndarray, decoding: np.ndarray, key: int | None, timeless: 
   return "frames before a key frame" if key is not None and (stamps < key).any() else ""
 
 
-def _frames_of(packet: Any, limits: Limits) -> list[Any]:
+def _frames_of(packet: Any, decoder: Decoder, limits: Limits) -> list[Any]:
   """The frames that a packet completes, without the damaged ones."""
   try:
-    found = [frame for frame in packet.decode() if not frame.is_corrupt]
+    found = [frame for frame in decoder.decode(packet) if not frame.is_corrupt]
   except FFmpegError as error:
     if isinstance(error, MemoryError):
       raise

@@ -8,7 +8,8 @@ A summary holds
     digest      hash of the settings that decide what was cut
     bounds      None; of a source that was given up, the bounds of time and memory that it broke
     split       of its clips
-    media       what `media.probe` says of it, or None
+    media       what `media.probe` says of it, and `sizes`: (first frame, width, height) of every
+                part of one size; or None
     shots       how many
     rate        frames a second of the windows, as a fraction; not there where nothing could be read
     content     `content.hash_content` of the source

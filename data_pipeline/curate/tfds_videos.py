@@ -23,7 +23,7 @@ from data_pipeline import example
 from data_pipeline.curate import storage
 from data_pipeline.curate.container import Limits
 from data_pipeline.curate.side_cars import describe, from_fields
-from data_pipeline.curate.stills import open_still, paint_still, still_format
+from data_pipeline.curate.stills import open_still, still_format
 from data_pipeline.curate.types import Refused, Reject, Source, escape, unescape
 from data_pipeline.errors import BadInput
 
@@ -223,8 +223,9 @@ def _record(shard: str, place: int) -> bytes:
 
 
 def _picture(data: bytes) -> np.ndarray:
-  with open_still(io.BytesIO(data), still_format(data[:512]), Limits()) as image:
-    return paint_still(image, None)
+  file = io.BytesIO(data)
+  with open_still(file, still_format(file), Limits()) as still:
+    return still.paint()
 
 
 def _encode(frames: Iterator[np.ndarray], rate: Fraction, file: BinaryIO) -> None:

@@ -8,8 +8,11 @@ kept. It ends where the last source frame ends. FFmpeg's `fps=FPS:round=near` do
 `fps` is the lowest rate, of those the file speaks of and the usual ones, at which every frame has a
 place of its own, exactly but for the rounding of timestamps, and no more than half as high again as
 the median interval says. If there is none, it is the file's own rate when at that rate no frame is
-repeated or dropped; otherwise that of the median interval. A rate above `max_fps` is divided by the
-smallest whole number that brings it down.
+repeated or dropped; otherwise that of the median interval. Where frames would share a place there,
+it is the lowest known or usual rate, no more than half as high again, at which none do; or the
+lowest at which each has a place exactly, the grid of all times included, unless that takes very
+many output frames. What still shares a place is counted (`Timing.dropped`). A rate above `max_fps`
+is divided by the smallest whole number that brings it down.
 
 Output frames in which nothing may be shown are `losses`: where frames could not be decoded, and
 where one would be held longer than `max_held_seconds`.
@@ -32,6 +35,7 @@ USUAL += tuple(Fraction(rate * 1000, 1001) for rate in (12, 15, 24, 30, 48, 60, 
 _ROUNDING = 0.49  # frames: timestamps this near to their place are in it
 _MOST_BLUR = 0.25  # frames: where ticks are coarse, places say nothing
 _MOST_ABOVE = 1.5  # times the rate of the median interval
+_MOST_REPEATS, _FEW_FRAMES = 8, 3600  # output frames for one of the source, or in all
 _MOST_TWINS = 0.5  # share of frames that may have the time of another
 
 
@@ -60,6 +64,7 @@ class Timing:
     source_frames: that have a time.
     losses: in order, without overlap.
     seams: output frames at which another recording begins, that was joined to the one before.
+    dropped: source frames that no output frame shows: a later one has their place.
   """
 
   start: int
@@ -70,6 +75,7 @@ class Timing:
   source_frames: int
   losses: tuple[Loss, ...] = ()
   seams: tuple[int, ...] = ()
+  dropped: int = 0
 
   def slot(self, stamp: int) -> int:
     """The output frame on which a timestamp falls."""
@@ -129,15 +135,21 @@ def measure(
   if len(stamps) > 1 and 1 - len(times) / len(stamps) > _MOST_TWINS:
     raise Refused("broken_timestamps", f"{len(stamps)} frames at {len(times)} times")
   offsets = (times - first).astype(np.float64) * float(tick)
-  rate, is_variable = _rate(offsets, float(tick), [rate for rate in rates if rate and rate > 0])
+  known = [rate for rate in rates if rate and rate > 0]
+  usual, is_variable = _rate(offsets, float(tick), known)
+  rate = usual
+  if is_variable:
+    grid = 1 / (int(np.gcd.reduce(np.diff(times))) * tick)
+    rate = _keeping(offsets, tick, usual, [*known, grid], Fraction(max_fps), max_frames)
   fps = rate / max(1, math.ceil(rate / Fraction(max_fps)))
-  length = last_ticks * tick if last_ticks > 0 and (is_variable or len(times) == 1) else 1 / rate
+  length = last_ticks * tick if last_ticks > 0 and (is_variable or len(times) == 1) else 1 / usual
   frames = max(1, nearest(((last - first) * tick + length) * fps))
   if frames > max_frames:
     raise Refused("too_many_frames", f"{frames} frames at {float(fps):g} fps")
   timing = Timing(first, tick, fps, frames, is_variable, len(stamps))
-  losses = _held(timing, times, 1 / rate, max_held_seconds)
-  losses += [_missing(timing, np.sort(stamps), 1 / rate, *hole) for hole in holes]
+  timing = dataclasses.replace(timing, dropped=_count_dropped(stamps, timing))
+  losses = _held(timing, times, 1 / usual, max_held_seconds)
+  losses += [_missing(timing, np.sort(stamps), 1 / usual, *hole) for hole in holes]
   starts = [timing.slot(int(np.sort(stamps)[seam])) for seam in seams]
   return dataclasses.replace(timing, losses=_merged(losses, frames), seams=tuple(starts))
 
@@ -218,6 +230,40 @@ def _rate(offsets: np.ndarray, tick: float, rates: list[Fraction]) -> tuple[Frac
     if np.abs(offsets * float(rate) - np.arange(len(offsets))).max() < _ROUNDING:
       return rate, False
   return common, True
+
+
+def _keeping(
+  offsets: np.ndarray,
+  tick: Fraction,
+  rate: Fraction,
+  rates: list[Fraction],
+  max_fps: Fraction,
+  max_frames: int,
+) -> Fraction:
+  """The rate of the median interval, or a higher one if frames would share places there."""
+  if _is_kept(offsets, rate):
+    return rate
+  able = sorted(able for able in {*rates, *USUAL} if rate < able <= max_fps)
+  near = [able for able in able if able <= _MOST_ABOVE * rate and _is_kept(offsets, able)]
+  most = min(max_frames, max(_MOST_REPEATS * len(offsets), _FEW_FRAMES)) / float(offsets[-1])
+  blurs = {able: _blur(able, float(tick)) for able in able if able <= most}
+  exact = [able for able, blur in blurs.items() if _misplaced(offsets, able) <= blur]
+  return next(iter(near or exact), rate)
+
+
+def _is_kept(offsets: np.ndarray, rate: Fraction) -> bool:
+  """Whether every frame has an output frame of its own at a rate."""
+  return bool((np.diff(np.floor(offsets * float(rate) + 0.5)) > 0).all())
+
+
+def _count_dropped(stamps: np.ndarray, timing: Timing) -> int:
+  """Frames less the output frames that they fall on; exact, as `Timing.slot` is."""
+  frames = 2 * timing.tick * timing.fps  # half ones a tick
+  offsets = np.unique(stamps) - timing.start
+  if (int(offsets[-1]) + 1) * frames.numerator + frames.denominator >= 2**63:
+    offsets = offsets.astype(object)
+  slots = (offsets * frames.numerator + frames.denominator) // (2 * frames.denominator)
+  return len(stamps) - len(np.unique(slots[slots < timing.frames]))
 
 
 def _misplaced(offsets: np.ndarray, rate: Fraction) -> float:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import subprocess
 from fractions import Fraction
 
 import av
@@ -328,6 +329,58 @@ def test_clips_are_reduced_when_asked_and_images_are_clips_of_one_frame(tmp_path
   assert record.video.shape == (1, 30, 100, 3)
   assert record.captions == ("A photo.",) and record.licence == "CC0-1.0"
   assert "motion" not in summary["clips"][0]["scores"] and summary["clips"][0]["camera"] == ""
+
+
+def test_both_sides_of_a_change_of_size_are_clips(tmp_path):
+  """Two programmes in one stream, then one frame of a third: nothing is squeezed or lost."""
+  sides = [shot(0, 30), [frame[:, :120] for frame in shot(1, 31)], [shot(2, 1)[0][:64, :64]]]
+  stream = b""
+  for number, frames in enumerate(sides):
+    path = tmp_path / f"{number}.h264"
+    with av.open(str(path), "w") as container:
+      out = container.add_stream("libx264", rate=FPS, options={"crf": "4", "preset": "veryfast"})
+      out.height, out.width = frames[0].shape[:2]
+      out.pix_fmt, out.thread_count = "yuv444p", 1
+      for frame in frames:
+        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        container.mux(out.encode(image))
+      container.mux(out.encode())
+    stream += path.read_bytes()
+  (tmp_path / "all.h264").write_bytes(stream)
+  source = source_of(tmp_path / "all.h264", captions=("Whole.",))
+  summary = cut.cut_source(source, make_settings(), tmp_path / "spools")
+  clips = [(c["start_frame"], c["frames"], c["width"], c["height"]) for c in summary["clips"]]
+  assert clips == [(0, 30, 160, 96), (30, 31, 120, 96)]
+  assert summary["media"]["sizes"] == [[0, 160, 96], [30, 120, 96], [61, 64, 64]]
+  (row,) = summary["rejects"]
+  assert (row["reason"], row["start_frame"], row["end_frame"]) == ("too_short", 61, 62)
+  assert [c["captions"] for c in summary["clips"]] == [0, 0] and summary["shots"] == 3
+  for record, frames in zip(read_records(tmp_path / "spools", summary), sides, strict=False):
+    assert np.abs(record.video.decode() - np.stack(frames).astype(int)).mean() < 3
+
+
+def test_what_has_no_place_among_the_frames_is_told(tmp_path):
+  import imageio_ffmpeg
+  from PIL import Image
+
+  pages = [Image.fromarray(texture(number, 90, 120)) for number in range(3)]
+  pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+  summary = cut.cut_source(source_of(tmp_path / "pages.tif"), make_settings(), tmp_path / "spools")
+  (clip,), (row,) = summary["clips"], summary["rejects"]
+  assert clip["frames"] == 1 and summary["media"]["pictures"] == 3
+  assert (row["reason"], row["start_frame"], row["end_frame"]) == ("more_pictures", 1, None)
+
+  command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i"]
+  source = "testsrc2=s=160x96:r=50:d=3,setpts='(N+0.4*mod(N,2))/50/TB'"  # 28 and 12 ms in turn
+  options = ["-c:v", "ffv1", "-fps_mode", "passthrough", "-enc_time_base", "1/1000"]
+  subprocess.run([*command, source, *options, tmp_path / "a.mkv"], check=True)
+  settings = make_settings(decode__max_fps=25.0)
+  summary = cut.cut_source(source_of(tmp_path / "a.mkv"), settings, tmp_path / "spools")
+  rows = [row for row in summary["rejects"] if row["reason"] == "dropped_frames"]
+  (row,) = rows
+  assert summary["media"]["dropped"] == 75
+  assert (row["start_frame"], row["end_frame"]) == (0, summary["media"]["frames"])
+  assert row["detail"] == "75 of 150 frames have no place of their own at 25 fps"
 
 
 def test_captions_follow_their_time_and_the_whole_source_only_when_it_is_true():

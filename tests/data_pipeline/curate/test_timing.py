@@ -146,3 +146,39 @@ def test_variable_rate_agrees_with_ffmpeg(make, tmp_path):
   assert info.frames == len(ours) and abs(len(theirs) - len(ours)) <= 1  # the end: see the rule
   count = min(len(theirs), len(ours))
   assert np.array_equal(ours[:count], theirs[:count])
+
+
+def test_frames_that_share_a_place_get_a_higher_rate_or_are_counted():
+  mixed = np.cumsum([0, *[3, 10, 10] * 20]).tolist()
+  timing = laid(mixed, tick=Fraction(1, 100), last=3)
+  assert (timing.fps, timing.dropped, timing.is_variable) == (100, 0, True)
+  assert timing.frames == mixed[-1] + 3
+  slower = laid(mixed, tick=Fraction(1, 100), last=3, max_fps=50)  # no rate up to 50 has the places
+  shown = {slower.slot(stamp) for stamp in mixed} & set(range(slower.frames))
+  assert slower.fps == 10 and slower.dropped == 61 - len(shown) > 0
+
+
+def test_a_grid_that_would_take_too_many_frames_is_not_taken():
+  slides = np.cumsum([0, *[500] * 20, 1, *[500] * 20]).tolist()  # 5 s each, once 10 ms
+  timing = laid(slides, tick=Fraction(1, 100), last=500)
+  assert float(timing.fps) == pytest.approx(0.2) and timing.dropped == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+  st.lists(st.integers(0, 400), min_size=1, max_size=60),
+  st.sampled_from([Fraction(1, 100), MS, Fraction(1, 90000), Fraction(1001, 30000)]),
+  st.integers(0, 40),
+  st.sampled_from([7.5, 30, 120]),
+  st.integers(-(10**12), 10**12),
+)
+def test_dropped_frames_are_those_that_are_never_shown(steps, tick, last, max_fps, start):
+  stamps = (np.cumsum(steps) + start).tolist()
+  try:
+    timing = laid(stamps, last=last, tick=tick, max_fps=max_fps, max_gap_seconds=1e3)
+  except Refused:
+    return
+  shown = [(timing.slot(stamp), number) for number, stamp in enumerate(stamps)]
+  seen = set(fill(shown, 0, timing.frames))
+  assert timing.dropped == len(stamps) - len(seen)
+  assert timing.fps <= max_fps
