@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from data_pipeline.curate.colours import over_black
 from data_pipeline.curate.container import Limits
 from data_pipeline.curate.heif import Edges, clean_aperture, count_pictures, picture_format
+from data_pipeline.curate.jpeg import is_jpeg_stream
 from data_pipeline.curate.types import Refused
 
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP"}
@@ -53,6 +54,8 @@ def still_format(file: BinaryIO) -> str:
   name = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
   if name == "PNG":
     return "" if _is_animated_png(file) else name
+  if name == "JPEG":
+    return "" if is_jpeg_stream(file) else name
   return name or picture_format(file)
 
 
@@ -78,12 +81,14 @@ class Still:
     part: of the stored picture that is shown; None for all of it.
     pictures: in the file. Only one is read; an animation counts as one.
     count: frames; 1 if it is not an animation.
+    size: of the file, bytes.
   """
 
   image: Any
   part: Edges | None
   pictures: int
   count: int
+  size: int
 
   @property
   def is_transparent(self) -> bool:
@@ -96,8 +101,10 @@ class Still:
     It ends early where the file does.
 
     Raises:
-      Refused: "too_many_frames", "too_large".
+      Refused: "too_many_frames", "too_large", "bomb".
     """
+    if self.count > 1:
+      limits.check_count(self.count, self.image.width, self.image.height, self.size)
     if self.count > limits.max_frames:
       raise Refused("too_many_frames", f"{self.count} frames")
     start = 0.0
@@ -190,13 +197,13 @@ def open_still(file: BinaryIO, form: str, limits: Limits) -> Iterator[Still]:
 
 
 def _described(file: BinaryIO, form: str, image: Any) -> Still:
-  count = getattr(image, "n_frames", 1)
+  count, size = getattr(image, "n_frames", 1), file.seek(0, 2)
   part = clean_aperture(file, image.width, image.height) if form == "AVIF" else None
   if form in _ANIMATED and count > 1:
-    return Still(image, part, 1, count)
+    return Still(image, part, 1, count, size)
   if form == "TIFF":
     count = _count_pages(image)
-  return Still(image, part, count_pictures(file) if form in ("AVIF", "HEIF") else count, 1)
+  return Still(image, part, count_pictures(file) if form in ("AVIF", "HEIF") else count, 1, size)
 
 
 def _count_pages(image: Any) -> int:

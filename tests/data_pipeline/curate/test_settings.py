@@ -127,3 +127,9 @@ def test_the_digest_changes_with_what_decides_the_cutting_only():
   ]
   for name, value in later:
     assert read_settings(changed(name, value)).cut_digest() == before, name
+
+
+def test_a_source_may_take_as_long_as_its_size_justifies():
+  decode = read_settings(plain()).decode
+  assert decode.seconds(2_300_000) == 600 + 2.3 * 120
+  assert decode.seconds(0) == 600 and decode.seconds(-1) == 4 * 3600

@@ -1,5 +1,6 @@
 """Pictures and animations: what is shown is what other programs and the file's own parts say."""
 
+import io
 import sys
 from fractions import Fraction
 
@@ -19,6 +20,7 @@ from heif_files import (
 from PIL import Image
 
 from data_pipeline.curate import stills
+from data_pipeline.curate.container import Limits
 from data_pipeline.curate.media import frames, probe
 from data_pipeline.curate.types import Refused
 
@@ -282,6 +284,44 @@ def test_frames_of_png_are_blended_as_the_specification_says(tmp_path):
 
 
 # ---- other pictures
+
+
+def test_a_stream_of_jpeg_pictures_is_a_video_and_a_photograph_with_a_preview_is_none(tmp_path):
+  def picture(level, size=(32, 16), **options):
+    data = io.BytesIO()
+    Image.new("RGB", size, (level, level, level)).save(data, "JPEG", **options)
+    return data.getvalue()
+
+  exif = Image.Exif()
+  exif[0x010E] = "\xff\xd9\xff\xd8\xff"  # a description
+  files = {
+    "stream": picture(0) + picture(60) + picture(120),
+    "one": picture(60, exif=exif),
+    "preview": picture(60) + picture(60, (16, 8)),
+    "trailing": picture(60) + bytes(300),
+  }
+  found = {}
+  for name, data in files.items():
+    with io.BytesIO(data) as file:
+      info = probe(file)
+      found[name] = (info.is_picture, [int(f[0, 0, 0]) for f in frames(file, info)])
+  assert found.pop("stream") == (False, [0, 60, 120])
+  assert set(map(str, found.values())) == {"(True, [60])"}
+  with io.BytesIO() as file:  # several pictures with an index of them
+    pictures = [Image.new("RGB", (32, 16), (9, 9, 9))] * 3
+    pictures[0].save(file, "MPO", save_all=True, append_images=pictures[1:])
+    assert probe(file).is_picture
+
+
+def test_an_animation_of_too_many_pixels_is_a_bomb():
+  with io.BytesIO() as file:
+    picture = Image.new("RGB", (256, 256))
+    others = [Image.new("RGB", (256, 256), (30 * i, 0, 0)) for i in range(1, 9)]
+    picture.save(file, "WEBP", save_all=True, append_images=others, duration=100, lossless=True)
+    assert probe(file).source_frames == 9
+    with pytest.raises(Refused, match="more than 8 frames of 256x256") as caught:
+      probe(file, Limits(free_pixels=256 * 256 * 8, pixels_per_byte=0.0))
+    assert caught.value.reason == "bomb"
 
 
 def test_jpeg_2000_is_read(tmp_path):
