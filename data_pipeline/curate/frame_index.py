@@ -143,8 +143,9 @@ def index_frames(file: BinaryIO, limits: Limits, rate: Fraction | None) -> Frame
   is_key &= np.isin(packet, list(log.keys)) | (not log.keys)
   faults = np.array(sorted(log.faults), np.int64)
   hidden = np.array(sorted(log.keys - set(packet.tolist())), np.int64)
-  is_good = find_whole(packet, is_key, faults, hidden)
-  is_good = _without_stragglers(packet, is_good, is_key, log)
+  leading = np.array(sorted(_find_leading(log, packet[is_key])), np.int64)
+  is_good = find_whole(packet, is_key, faults, hidden, leading)
+  is_good = _without_stragglers(packet, is_good, is_key, log, set(leading.tolist()))
   kept = np.flatnonzero(is_good)
   if not len(kept):
     raise Refused("damaged", f"none of {len(packet)} frames is whole")
@@ -191,7 +192,11 @@ def _decode_all(file: BinaryIO, limits: Limits) -> tuple[_Log, Fraction]:
 
 
 def find_whole(
-  packet: np.ndarray, is_key: np.ndarray, faults: np.ndarray, hidden_keys: np.ndarray
+  packet: np.ndarray,
+  is_key: np.ndarray,
+  faults: np.ndarray,
+  hidden_keys: np.ndarray,
+  leading: np.ndarray,
 ) -> np.ndarray:
   """Tells which frames refer to nothing that is damaged.
 
@@ -200,6 +205,7 @@ def find_whole(
     is_key: bool [n], the frame refers to no other.
     faults: packets that are not whole, ascending.
     hidden_keys: packets of key frames that are decoded and not shown, as in trimmed files.
+    leading: packets that lead the key frame before them: what follows does not refer to them.
   Returns:
     bool [n].
   """
@@ -215,19 +221,33 @@ def find_whole(
   group = np.searchsorted(keys, packet, "right") - 1  # the key frame before it in the file
   leads = (group >= 0) & (np.arange(len(packet)) < shown_at[np.maximum(group, 0)])
   begin = keys[np.maximum(group - leads, 0)]  # what is shown before its key refers further back
-  is_whole = np.searchsorted(faults, begin) == np.searchsorted(faults, packet, "right")
+  harmful = np.setdiff1d(faults, leading)
+  is_whole = np.where(
+    leads,
+    np.searchsorted(faults, begin) == np.searchsorted(faults, packet, "right"),
+    np.searchsorted(harmful, begin) == np.searchsorted(harmful, packet, "right"),
+  )
   return is_whole & (group - leads >= 0)
 
 
+def _find_leading(log: _Log, keys: np.ndarray) -> Iterator[int]:
+  """Yields damaged packets that are shown before the key frame that they follow in the file."""
+  keys = np.sort(keys)
+  for number in log.faults:
+    at = int(np.searchsorted(keys, number, "right")) - 1
+    if at >= 0 and NO_TIME < log.times[number] < log.times[int(keys[at])]:
+      yield number
+
+
 def _without_stragglers(
-  packet: np.ndarray, is_good: np.ndarray, is_key: np.ndarray, log: _Log
+  packet: np.ndarray, is_good: np.ndarray, is_key: np.ndarray, log: _Log, leading: set[int]
 ) -> np.ndarray:
   """Drops whole frames between the first that is not and the next key frame.
 
   Decoders may give them out of order there, or with the time of another.
   """
   is_good = is_good.copy()
-  lost = set(_find_silenced(log, packet, np.sort(packet[is_good])))
+  lost = set(_find_silenced(log, packet, np.sort(packet[is_good]))) - leading
   known = sorted({*packet.tolist(), *lost})
   is_hurt, last = False, -1
   for place in range(len(packet)):
@@ -277,6 +297,9 @@ def settle(
   """
   known, times = times[times != NO_TIME], times.copy()
   usual = _usual(known)
+  if len(known) == len(times) and _is_invented(times):
+    ordered = _sorted(times, usual)
+    return ordered, ordered - times, []
   _smooth(times, usual)
   filled, seams, top = [], [0], None
   recent: deque[int] = deque(maxlen=2 * REORDERED)
@@ -311,13 +334,24 @@ def _is_invented(times: np.ndarray) -> bool:
   places = np.argsort(np.argsort(times, kind="stable"), kind="stable")
   is_near = np.abs(places - np.arange(len(times))).max() <= REORDERED
   is_even = (np.abs(steps - np.median(steps)) <= np.median(steps) / 8).mean() > 1 - _MOST_TIMELESS
-  return bool(is_near and is_even and (steps > 0).all())
+  is_often = (np.diff(times) <= 0).mean() > _MOST_TIMELESS  # else some are filled in wrongly
+  return bool(is_near and is_even and (is_often or (steps > 0).all()))
 
 
 def _usual(times: np.ndarray) -> int:
   """Returns the usual interval, ticks."""
   steps = np.diff(np.sort(times) if _is_invented(times) else times).astype(np.float64)
   return max(1, round(float(np.median(steps[steps > 0])))) if (steps > 0).any() else 1
+
+
+def _sorted(times: np.ndarray, usual: int) -> np.ndarray:
+  """Lays invented times in order, from 0 on; evenly where all of them are there.
+
+  Some are told twice, and others not at all.
+  """
+  even = usual * np.arange(len(times), dtype=np.int64)
+  ordered = np.sort(times) - times.min()
+  return even if abs(int(ordered[-1]) - int(even[-1])) <= 2 * usual else ordered
 
 
 def _smooth(times: np.ndarray, usual: int) -> None:

@@ -252,6 +252,13 @@ def test_invented_times_are_sorted(data):
   assert stamps.tolist() == (40 * np.arange(count)).tolist() and not seams
 
 
+def test_invented_times_of_which_some_are_told_twice():
+  """As FFmpeg writes MPEG-2 without times into MP4."""
+  times = 3000 * np.array([1, 2, 1, 4, 3, 6, 5, 8, 7, *range(9, 40)])
+  stamps, _, seams = settle(times, 10**6)
+  assert stamps.tolist() == (3000 * np.arange(40)).tolist() and not seams
+
+
 @settings(max_examples=100, deadline=None)
 @given(
   st.lists(st.tuples(st.integers(-(10**6), 10**6), st.integers(40, 80)), min_size=1, max_size=5)
@@ -281,11 +288,14 @@ def test_what_refers_to_a_damaged_packet_is_not_whole():
   """Two groups of I P B B; shown in the order of times. The second P is damaged."""
   packet = np.array([0, 2, 3, 1, 6, 7, 4, 9, 10, 8, 5])  # 4: a key frame with two leading frames
   is_key = np.isin(packet, [0, 4])
-  def whole(faults, hidden=()):
-    found = find_whole(packet, is_key, np.array(faults, int), np.array(hidden, int))
-    return packet[found].tolist()
+
+  def whole(faults, hidden=(), leading=()):
+    given = (np.array(numbers, int) for numbers in (faults, hidden, leading))
+    return packet[find_whole(packet, is_key, *given)].tolist()
+
   assert whole([]) == packet.tolist()
   assert whole([8]) == [0, 2, 3, 1, 6, 7, 4, 5]
   assert whole([3]) == [0, 2, 1, 4, 9, 10, 8, 5]  # what leads the next key frame refers to it
   assert whole([0]) == [4, 9, 10, 8, 5]
+  assert whole([6], leading=[6]) == [0, 2, 3, 1, 4, 9, 10, 8, 5]
   assert whole([0], hidden=[1]) == [2, 3, 1, 6, 7, 4, 9, 10, 8, 5]
