@@ -51,10 +51,11 @@ DATA = [
   "rapidocr",
   "scenedetect-headless",
 ]
+DASK = ["dask", "distributed"]
 PLAN = ["libtpu"]
 CLOUD = ["gcsfs", "s3fs"]
 # tokamax needs a whole tracing stack beside it on later Pythons: its tests run on 3.11.
-TEST = [*CLOUD, *DATA, *PLAN, "flask", "flask-cors", "gcp-storage-emulator", "hypothesis"]
+TEST = [*CLOUD, *DASK, *DATA, *PLAN, "flask", "flask-cors", "gcp-storage-emulator", "hypothesis"]
 TEST += ["ImageHash", "imageio-ffmpeg", "kubeflow-trainer-api", "kubernetes-validate", "moto[s3]"]
 TEST += ["pytest", "pytest-xdist", "scipy", 'tokamax ; python_version < "3.12"']
 DEV = [*TEST, "pyright[nodejs]", "ruff"]
@@ -74,6 +75,7 @@ setup(
     "cuda": ["jax[cuda13]"],
     "hopper": ["jax[cuda13]", "tokamax"],
     "cloud": CLOUD,
+    "dask": [*DATA, *DASK],
     "data": DATA,
     "plan": PLAN,
     "test": TEST,

@@ -39,8 +39,12 @@ JUDGE = {"worlds"}
 
 NEVER = {"clu", "sentence_transformers", "tensorflow", "torch", "transformers"}
 NOT_IN_DATA = {"flax", "jax", "jaxlib", "optax", "orbax", "sora_jax", "experiments"}
-ONE_FILE = {"apache_beam", "c2pa", "gradio", "matplotlib", "orbax", "tensorboardX", "wandb"}
-TOGETHER = {"orbax": {"sora_jax/train/checkpoint.py", "sora_jax/train/object_store.py"}}
+ONE_FILE = {"apache_beam", "c2pa", "distributed", "gradio", "matplotlib", "orbax", "tensorboardX"}
+ONE_FILE |= {"wandb"}
+TOGETHER = {
+  "apache_beam": {"data_pipeline/curate/pipeline.py", "data_pipeline/curate/gather.py"},
+  "orbax": {"sora_jax/train/checkpoint.py", "sora_jax/train/object_store.py"},
+}
 DRAWERS = {"common", "helpers", "misc", "utils"}
 
 

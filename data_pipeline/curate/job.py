@@ -28,11 +28,11 @@ from data_pipeline.curate import pipeline, tables
 from data_pipeline.curate.chat import Chat
 from data_pipeline.curate.known import Found, caption_mark, find, mark, new_ones, without_removed
 from data_pipeline.curate.settings import Settings
-from data_pipeline.curate.settled import read_settled
+from data_pipeline.curate.settled import Settled, read_settled
 from data_pipeline.curate.spool import Work, digest_of, read_rows, write_rows
 from data_pipeline.curate.spool_writer import read_summary, spool_key
 from data_pipeline.curate.types import Source
-from data_pipeline.curate.workers import PartWriter
+from data_pipeline.curate.workers import Counts, PartWriter, assign
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import Claim, absolute, mend, writable
 from data_pipeline.parts import Parts
@@ -97,16 +97,16 @@ def curate(
 def _make(place, work, settings, found, options, is_append: bool, progress) -> None:
   """Cuts, decides and writes."""
   work.prepare()
-  paths = work.write_sources(found.sources)
+  pages = work.write_sources(found.sources)
   there = [str(place / "sources.jsonl")] if is_append else []
   asked = settings.captions.chat if settings.captions.prompts else None
   chat = Chat(asked, work.answers) if asked else None
   with _watching(work, settings, found.sources, progress):
-    pipeline.analyse(options, work, settings, chat=chat, paths=paths, there=there)
-  _assemble(place, work, settings, found, options, paths, is_append)
+    pipeline.analyse(options, work, settings, chat=chat, pages=pages, there=there)
+  _assemble(place, work, settings, found, options, pages, is_append)
 
 
-def _assemble(place, work, settings, found, options, paths, is_append: bool) -> None:
+def _assemble(place, work, settings, found, options, pages, is_append: bool) -> None:
   """Writes the parts, the dataset and its tables."""
   settled = list(read_settled(found.sources, work, settings))
   sizes: Counter[str] = Counter()
@@ -132,9 +132,8 @@ def _assemble(place, work, settings, found, options, paths, is_append: bool) -> 
     missing = frozenset(parts.missing(counts))
     if missing:
       writer = PartWriter(settings, work, parts, counts, missing)
-      pipeline.write(options, work, writer, paths=paths)
-      for part in parts.missing(counts):
-        parts.write(*part, [])  # no clip's hash fell on it
+      pipeline.write(options, work, writer, pages=pages)
+      _write_empty(parts, counts, settled)
     if not is_append:
       made_by = dict(job=found.digest, captions=caption_mark(settings))
       tables.write_tables(parts.folder, settled, rows, **made_by, work=work)
@@ -143,6 +142,17 @@ def _assemble(place, work, settings, found, options, paths, is_append: bool) -> 
     change.append(place, dataset)
     tables.append_tables(place, settled, rows, job=found.digest)
     shutil.rmtree(target.parent, ignore_errors=True)
+
+
+def _write_empty(parts: Parts, counts: Counts, settled: list[Settled]) -> None:
+  """Writes the parts that no clip's hash falls on. Raises RuntimeError: another one is missing."""
+  missing = parts.missing(counts)
+  if missing:
+    used = {assign(r, one.summary["split"], counts) for one in settled for r in one.refs()}
+    if lost := used.intersection(missing):
+      raise RuntimeError(f"curate: the runner left out {len(lost)} parts. Run it again.")
+  for part in missing:
+    parts.write(*part, [])
 
 
 def _make_parts(target: Path, work: Work, settings: Settings, digest: str) -> Parts:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,8 +40,9 @@ def keep() -> None:
     answer = _watch(job)
   finally:
     _kill_descendants()
-    sys.stdout.buffer.write(answer)
-    sys.stdout.buffer.flush()
+    with suppress(BrokenPipeError):  # the caller is gone
+      sys.stdout.buffer.write(answer)
+      sys.stdout.buffer.flush()
     os._exit(0)
 
 

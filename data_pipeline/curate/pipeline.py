@@ -1,28 +1,38 @@
-"""The two Beam graphs of a curation. The only file that imports Apache Beam.
+"""The two Beam graphs of a curation. `gather` and this file alone import Apache Beam.
 
-    sources ─▶ cut ─┬─▶ prints ─▶ near pairs ─▶ which clips go ─┐
-                    └──────────────────────────────────────────▶ decide (captions)
+    sources ─▶ cut ─┬─▶ prints ─▶ near pairs ─▶ which clips go ─┬─▶ by batch ─▶ decide (captions)
+                    └───────────────────────────────────────────┘
     sources ─▶ clips that stay ─▶ grouped by part ─▶ write
 
 What travels is names, numbers and hashes, never frames: those stay in the work folder, which all
 workers must reach under the same path (a disk, or a mounted bucket).
+
+The graphs keep to what every runner does alike: one output, `FlatMap`, `Map`, groups by key. Beam's
+DaskRunner computes a side input inside of each task that reads it, loses what a bundle yields at
+its end (`BatchElements`), computes the last output alone, and ignores `Reshuffle`.
 """
 
+import io
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import messages
-from data_pipeline.curate import copies
+from data_pipeline import hashing, messages
+from data_pipeline.curate import cluster, copies
 from data_pipeline.curate.settings import Settings
-from data_pipeline.curate.spool import Work, raise_reported, read_sources
+from data_pipeline.curate.spool import Page, Work, raise_reported, read_sources
+from data_pipeline.curate.spool_writer import Summary
 from data_pipeline.curate.workers import Cutter, Decider, PartWriter
 from data_pipeline.errors import BadInput
 
-_BATCH = 64  # sources whose clips are captioned together
+_DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
+_BATCH = 64  # sources, about, whose clips are captioned together
+_BATCHES = 16  # that there are at least, with as many sources
+_TASKS = 16, 256  # of a stage that no frames are read in, at least and at most; of Dask alone
 # Beam's worker, which says no more on stderr than this process does.
 _WORK = (
   "import sys; sys.path.insert(0, {!r}); "
@@ -61,57 +71,107 @@ def read_options(arguments: Sequence[str], workers: int):
     BadInput: an option that Beam does not know, or a bad value.
   """
   _beam()
-  from apache_beam.options.pipeline_options import PipelineOptions
-
-  mode = "multi_processing" if workers > 1 else "in_memory"
-  # What DirectRunner ends in; by that name Beam would first fetch a binary of another runner.
-  own = ["--runner=FnApiRunner", f"--direct_num_workers={workers}"]
-  own.append(f"--direct_running_mode={mode}")
-  is_other = any(argument.startswith("--runner") for argument in arguments)
-  quiet = "--default_sdk_harness_log_level=ERROR"
-  given = [quiet, *arguments] if is_other else [quiet, *own, *arguments]
-  try:
-    options = PipelineOptions(given)
-    known = options.get_all_options(drop_default=True)
-  except SystemExit as stop:
-    raise BadInput(f"curate: Beam does not take the options {given}. See --help.") from stop
-  unknown = [a for a in arguments if a.lstrip("-").partition("=")[0].replace("-", "_") not in known]
+  own, runner = ["--default_sdk_harness_log_level=ERROR"], _runner(arguments)
+  if not runner:
+    mode = "multi_processing" if workers > 1 else "in_memory"
+    # What DirectRunner ends in; by that name Beam would first fetch a binary of another runner.
+    own += ["--runner=FnApiRunner", f"--direct_running_mode={mode}"]
+  elif runner == _DASK:
+    _import_dask()
+    if not any(a.startswith(("--dask_npartitions", "--dask_partition_size")) for a in arguments):
+      own.append("--dask_partition_size=1")  # a page of sources is a task
+    arguments = [*arguments, f"--runner={_DASK}"]  # Beam does not know it by its short name
+  if not runner or runner == _DASK:
+    own.append(f"--direct_num_workers={workers}")
+  options, unknown = _parse([*own, *arguments])
   if unknown:
     raise BadInput(f"curate: {' '.join(unknown)} is no option of ours or of Beam's. Leave it out.")
   return options
 
 
+def _parse(arguments: Sequence[str]) -> tuple[Any, list[str]]:
+  """Beam's options, and what Beam does not know. Raises BadInput: a bad value."""
+  from apache_beam.options.pipeline_options import PipelineOptions
+
+  parsers: list[Any] = []
+  said = io.StringIO()
+  try:
+    with redirect_stderr(said):  # a hundred lines of usage
+      options = PipelineOptions(list(arguments))
+      options.get_all_options(add_extra_args_fn=parsers.append)
+      return options, parsers[0].parse_known_args(list(arguments))[1]
+  except SystemExit as stop:
+    why = said.getvalue().strip().rpartition("error: ")[2]
+    raise BadInput(f"curate: Beam does not take its options ({why}). Correct them.") from stop
+
+
+def _runner(arguments: Sequence[str]) -> str | None:
+  """The runner that is asked for."""
+  from apache_beam.options.pipeline_options import StandardOptions
+
+  name = _parse(arguments)[0].view_as(StandardOptions).runner
+  return _DASK if name and name.lower() in ("dask", "daskrunner") else name
+
+
+def _import_dask() -> None:
+  """Makes Beam know the options of its DaskRunner."""
+  try:
+    import data_pipeline.curate.gather  # noqa: F401
+  except ImportError as error:
+    raise BadInput(
+      f"curate: --runner=DaskRunner: a package is missing ({error}). pip install 'sora_jax[dask]'"
+    ) from error
+
+
 def analyse(
-  options, work: Work, settings: Settings, *, chat, paths: Sequence[str], there: Sequence[str]
+  options, work: Work, settings: Settings, *, chat, pages: Sequence[Page], there: Sequence[str]
 ) -> None:
   """Cuts all sources and decides upon their clips; leaves spools and decisions.
 
   Args:
     options: of Beam.
     work, settings, chat: see `Decider`.
-    paths: files of sources.
+    pages: of the sources.
     there: tables of clips that new ones are compared with, and that stay.
   """
   beam = _beam()
-  from apache_beam.pvalue import AsDict
+  sources = sum(page.count for page in pages)
+  batches = max(-(-sources // _BATCH), min(sources, _BATCHES))
 
   def build(p) -> None:
     cut = (
       p
-      | "files" >> beam.Create(list(paths))
+      | "pages" >> beam.Create([tuple(page) for page in pages])
       | "sources" >> beam.FlatMap(read_sources)
       | "spread" >> beam.Reshuffle()
       | "cut" >> beam.Map(Cutter(settings, work).cut)
     )
-    gone = AsDict(_find_copies(beam, p, cut, settings, there))
+    cut = _gather(options, cut, batches)
+    gone = _find_copies(beam, p, cut, settings, there)
+    cut = cut | "by source" >> beam.Map(_by_source)
     _ = (
-      cut
-      | "settle" >> beam.Reshuffle()
-      | "batch" >> beam.BatchElements(min_batch_size=1, max_batch_size=_BATCH)
-      | "decide" >> beam.FlatMap(Decider(settings, work, chat).decide, gone)
+      [some | f"batch {i}" >> beam.Map(_batched, batches) for i, some in enumerate((cut, gone))]
+      | "batches" >> beam.CoGroupByKey()
+      | "decide" >> beam.FlatMap(_decide, Decider(settings, work, chat))
     )
 
-  _run(beam, options, work, build)
+  _run(beam, options, work, build, (chat.settings.api_key_variable,) if chat else ())
+
+
+def _by_source(summary: Summary) -> tuple[str, Summary]:
+  return summary["source"]["name"], summary
+
+
+def _batched(row: tuple[str, Any], batches: int) -> tuple[int, tuple[str, Any]]:
+  """Something known of a source, with the batch that the source falls into."""
+  draw = hashing.uniform(hashing.hash_text("batch"), hashing.hash_text(row[0]))
+  return int(draw * batches), row
+
+
+def _decide(group: tuple[int, tuple[Iterable, Iterable]], decider: Decider) -> Iterator[str]:
+  _, (cut, gone) = group
+  summaries = dict(cut)  # by source: whatever the order, and were one cut twice
+  yield from decider.decide([summaries[name] for name in sorted(summaries)], dict(gone))
 
 
 def _find_copies(beam: Any, p, cut, settings: Settings, there: Sequence[str]) -> Any:
@@ -142,42 +202,58 @@ def _resolve(group):
   return copies.resolve(group[1])
 
 
-def write(options, work: Work, writer: PartWriter, *, paths: Sequence[str]) -> None:
+def write(options, work: Work, writer: PartWriter, *, pages: Sequence[Page]) -> None:
   """Writes the parts that are missing.
 
   Args:
     options: of Beam.
     work: of the job.
     writer: which parts, and how.
-    paths: files of sources.
+    pages: of the sources.
   """
   beam = _beam()
   cutter = Cutter(writer.settings, work)
 
   def build(p) -> None:
-    _ = (
+    clips = (
       p
-      | "files" >> beam.Create(list(paths))
+      | "pages" >> beam.Create([tuple(page) for page in pages])
       | "sources" >> beam.FlatMap(read_sources)
       | "spools" >> beam.Map(cutter.cut)
       | "clips" >> beam.FlatMap(writer.refs)
-      | "parts" >> beam.GroupByKey()
-      | "write" >> beam.Map(writer.write)
     )
+    clips = _gather(options, clips, 4 * len(writer.missing))  # that few meet in one
+    _ = clips | "parts" >> beam.GroupByKey() | "write" >> beam.Map(writer.write)
 
   _run(beam, options, work, build)
 
 
-def _run(beam, options, work: Work, build) -> None:
+def _gather(options, some, tasks: int) -> Any:
+  """Lets Dask go on with as few tasks as the rest needs; other runners see to it themselves."""
+  if not _is_dask(options):
+    return some
+  from data_pipeline.curate.gather import Gather
+
+  least, most = _TASKS
+  return some | "gather" >> Gather(min(max(tasks, least), most))
+
+
+def _run(beam, options, work: Work, build, keys: tuple[str, ...] = ()) -> None:
   """Runs a graph to its end. Raises what a worker left word of, as it was."""
-  pipeline = beam.Pipeline(runner=_quiet_processes(options), options=options)
-  build(pipeline)
-  try:
-    result = pipeline.run()
-    state = result.wait_until_finish()
-  except Exception:
-    raise_reported(work)
-    raise
+  with _engine(options, cluster.Needs(str(work.spools), load, keys)):
+    pipeline = beam.Pipeline(runner=_quiet_processes(options), options=options)
+    build(pipeline)
+    try:
+      result = pipeline.run()
+      try:
+        state = result.wait_until_finish()
+        cluster.check_done(result)
+      finally:
+        cluster.leave(result)
+    except Exception as error:
+      raise_reported(work)
+      cluster.explain(error)
+      raise
   raise_reported(work)
   if state not in (None, beam.runners.runner.PipelineState.DONE):
     raise RuntimeError(f"curate: the runner ended the job as {state}.")
@@ -202,3 +278,27 @@ def _quiet_processes(options):
   direct.direct_running_mode = "in_memory"  # else the runner takes processes of its own
   command = shlex.join([sys.executable, "-c", _WORK.format(_ROOT)])
   return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+def _engine(options, needs: cluster.Needs) -> AbstractContextManager:
+  """Where a graph runs, while it does, if that has to be made ready: a cluster of Dask."""
+  if not _is_dask(options):
+    return nullcontext()
+  from apache_beam.options.pipeline_options import DirectOptions
+
+  from data_pipeline.curate.gather import DaskOptions
+
+  dask = options.view_as(DaskOptions)
+  workers = options.view_as(DirectOptions).direct_num_workers
+  return cluster.joined(dask, workers, needs)
+
+
+def _is_dask(options) -> bool:
+  from apache_beam.options.pipeline_options import StandardOptions
+
+  return options.view_as(StandardOptions).runner == _DASK
+
+
+def load() -> None:
+  """Imports Beam, as quietly on a worker as here."""
+  _beam()

@@ -49,9 +49,12 @@ class Settled(NamedTuple):
 
 
 def read_settled(sources: Iterable[Source], work: Work, settings: Settings) -> Iterator[Settled]:
-  """Of sources whose spools and decisions are there."""
+  """Yields what is known of sources. Raises RuntimeError: the runner left one out."""
   for source in sources:
     summary = read_summary(source, settings, work.spools)
     if summary is None:
       raise RuntimeError(f"curate: the spool of {source.name} is gone.")
-    yield Settled(summary, read_decision(summary, work) if summary["clips"] else None)
+    decision = read_decision(summary, work) if summary["clips"] else None
+    if summary["clips"] and decision is None:
+      raise RuntimeError(f"curate: nothing was decided on {source.name}. Run it again.")
+    yield Settled(summary, decision)

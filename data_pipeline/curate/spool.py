@@ -18,9 +18,11 @@ must reach it under the same path.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,7 @@ from data_pipeline.shards import ShardReaders
 # Reasons that may be the machine's fault, not the source's: the next run tries again.
 PASSING = frozenset({"crashed", "timeout", "unreadable", "not_found"})
 _CHUNK = 200  # sources a file
+_PAGES = 1000  # up to so many sources each have a page of their own
 _DECISION = ".decision.json"
 
 
@@ -105,21 +108,33 @@ class Work:
       if path.name not in named:
         path.unlink()
 
-  def write_sources(self, sources: Iterable[Source]) -> list[str]:
-    """Writes the sources into files. Returns their paths."""
+  def write_sources(self, sources: Iterable[Source]) -> list["Page"]:
+    """Writes the sources into files. Returns where they are, in pages: one a source if few."""
     folder = self.folder / "sources"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    rows, paths = list(map(dataclasses.asdict, sources)), []
+    rows, pages = list(map(dataclasses.asdict, sources)), []
+    step = min(_CHUNK, -(-len(rows) // _PAGES) or 1)
     for start in range(0, len(rows), _CHUNK):
-      paths.append(str(folder / f"{start // _CHUNK:05d}.jsonl"))
-      write_rows(Path(paths[-1]), rows[start : start + _CHUNK])
-    return paths
+      chunk = rows[start : start + _CHUNK]
+      path = folder / f"{start // _CHUNK:05d}.jsonl"
+      write_rows(path, chunk)
+      pages += [Page(str(path), i, min(step, len(chunk) - i)) for i in range(0, len(chunk), step)]
+    return pages
 
 
-def read_sources(path: str) -> Iterator[Source]:
-  """The sources of a file of `Work.write_sources`."""
-  return map(read_source, read_rows(Path(path)))
+class Page(NamedTuple):
+  """Some lines of a file of sources: what is dealt out to workers."""
+
+  path: str
+  first: int
+  count: int
+
+
+def read_sources(page: tuple[str, int, int]) -> Iterator[Source]:
+  """The sources of a `Page`."""
+  path, first, count = page
+  return map(read_source, itertools.islice(read_rows(Path(path)), first, first + count))
 
 
 def read_source(row: Mapping[str, Any]) -> Source:
@@ -130,7 +145,7 @@ def read_source(row: Mapping[str, Any]) -> Source:
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
   """Writes JSON lines, whole or not at all."""
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
+  part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")  # pids repeat among hosts
   try:
     with open(part, "w", encoding="utf-8") as file:
       file.writelines(f"{json.dumps(row, sort_keys=True)}\n" for row in rows)

@@ -111,14 +111,16 @@ run_in_child(child_functions.orphan, 300, seconds=300, memory_bytes=1 << 30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_nothing_survives_the_caller(functions, marked, wait_until, number):
+def test_nothing_survives_the_caller(functions, marked, wait_until, tmp_path, number):
   folder = os.path.dirname(functions.__file__)
   command = [sys.executable, "-c", CALLER.format(folder=folder)]
-  caller = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+  with open(tmp_path / "stderr", "w") as stderr:
+    caller = subprocess.Popen(command, stderr=stderr)
   wait_until(lambda: len(marked()) == 4)  # caller, keeper, worker, its orphan
   caller.send_signal(number)
   caller.wait()
   wait_until(lambda: not marked())
+  assert "BrokenPipe" not in (tmp_path / "stderr").read_text()  # the keeper's, who has no one left
 
 
 def test_nothing_survives_the_keeper(functions, marked, wait_until):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pictures import texture
 
-from data_pipeline.curate import content, workers
+from data_pipeline.curate import content, pipeline, workers
 from data_pipeline.curate.child import ChildFailed
 from data_pipeline.curate.job import curate
 from data_pipeline.curate.settings import read_settings
@@ -264,6 +264,20 @@ def test_appending_by_other_settings_is_refused_before_any_work(made, videos, tm
   with pytest.raises(BadInput, match="--append: .* was made by other settings"):
     curate(str(tmp_path / "more"), out, other, workers=1, is_append=True)
   assert not (tmp_path / ".clips.curate").exists()
+
+
+@pytest.mark.parametrize("graph, lost", [("analyse", "nothing was decided"), ("write", "1 parts")])
+def test_what_a_runner_leaves_out_is_missed(made, videos, tmp_path, monkeypatch, graph, lost):
+  """A graph that ends well and did nothing, as on a cluster whose scheduler died."""
+  shutil.copytree(made[0].with_name(".clips.curate"), tmp_path / ".clips.curate")
+  for path in (tmp_path / ".clips.curate").rglob("*.decision.json"):
+    path.unlink()
+  monkeypatch.setattr(pipeline, graph, lambda *given, **named: None)
+  with pytest.raises(RuntimeError, match=lost):
+    curate(str(videos), tmp_path / "clips", settings_of(), workers=1)
+  monkeypatch.undo()
+  curate(str(videos), tmp_path / "clips", settings_of(), workers=1)
+  assert contents(tmp_path / "clips") == contents(made[0])
 
 
 def test_no_clip_left_says_why(videos, tmp_path):
