@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config(arg: str = "default") -> ConfigDict:
   c = ConfigDict()
   c.curate = dict(
+    sources=sources(),
     decode=decode(),
     shots=shots(),
     windows=windows(),
@@ -30,6 +31,15 @@ def get_config(arg: str = "default") -> ConfigDict:
   elif arg not in ("default", "ask"):
     raise ValueError(f"curate_default: {arg!r} is unknown. Use default, ask or debug.")
   return c.lock()
+
+
+def sources() -> dict:
+  """How the input is read."""
+  return dict(
+    # Columns of lists and keys of side-cars that hold captions, apart by commas; "" for those that
+    # the field uses (docs/data.md), "none" for none.
+    caption_columns="",
+  )
 
 
 def decode() -> dict:

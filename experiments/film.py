@@ -57,6 +57,7 @@ def curate(max_side: int, max_fps: float) -> dict:
     letterbox=dict(scores["letterbox"], crop=False),  # it has none, but fades to black
   )
   return dict(
+    sources=curate_default.sources(),
     decode=dict(curate_default.decode(), max_fps=max_fps),
     shots=curate_default.shots(),
     windows=dict(curate_default.windows(), min_seconds=1.0, max_seconds=5.0),

@@ -23,6 +23,7 @@ from data_pipeline.curate.decode import Misread
 from data_pipeline.curate.media import MediaInfo, frames, parts, probe
 from data_pipeline.curate.motion import MotionMeter
 from data_pipeline.curate.picture import Bars, bar_share, crop, opencv, reduce
+from data_pipeline.curate.placing import choose_captions, inherits
 from data_pipeline.curate.scores import STILL, Look, judge, judge_size, look_at
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.shots import Shot, ShotFinder, make_finder
@@ -301,28 +302,10 @@ def choose_words(
   source: Source, window: Window, shots: int, fps: Fraction, settings: Settings
 ) -> tuple[tuple[str, ...], str]:
   """Captions and licence that what is said of a source of so many shots gives to a window."""
-  inherit = settings.write.inherit_captions
-  is_whole = inherit == "all" or (inherit == "one_shot" and shots <= 1)
-  captions = choose_captions(source, window, fps, is_whole=is_whole)
+  is_whole = inherits(settings.write.inherit_captions, shots)
+  begin, end = window.start / float(fps), window.stop / float(fps)
+  captions = choose_captions(source, begin, end, is_whole=is_whole)
   return captions, source.licence or settings.write.licence
-
-
-def choose_captions(
-  source: Source, window: Window, fps: Fraction, *, is_whole: bool
-) -> tuple[str, ...]:
-  """Captions of the spans that cover at least half of a window, then those of the whole source.
-
-  Args:
-    is_whole: the latter are true of the window.
-  """
-  begin, end = float(window.start / fps), float(window.stop / fps)
-  covers = [
-    span
-    for span in source.spans
-    if min(end, span.end_seconds) - max(begin, span.start_seconds) >= (end - begin) / 2
-  ]
-  found = [caption for span in covers for caption in span.captions]
-  return tuple(dict.fromkeys(found + list(source.captions if is_whole else ())))
 
 
 def _describe(

@@ -51,6 +51,7 @@ def curate(
   options: Sequence[str] = (),
   is_append: bool = False,
   progress: Progress | None = None,
+  tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
   """Makes, or goes on making, the dataset of clips of some raw videos.
 
@@ -62,11 +63,12 @@ def curate(
     options: of Beam; with `--runner=…` that runner's.
     is_append: adds the sources that a dataset at `out` does not know, or that it is to try again.
     progress: told how far it is, about every second.
+    tell: told, line by line, what a person is to know of the input, before the work begins.
   Returns:
-    JSON-able: `out`, `clips`, `without_captions` (clips), `long_captions` (`clips`, and of the
-    longest caption the clip and its `words`), `sources`, `sources_without_clips`, `rejects` (rows
-    by reason), `seconds`, `fingerprint`, `usage` of the captioner, and `taken_down`: sources of the
-    input that were.
+    JSON-able: `out`, `clips`, `without_captions` (clips), `captions` that were given with sources
+    (see `placing.sum_captions`), `long_captions` (`clips`, and of the longest caption the clip and
+    its `words`), `sources`, `sources_without_clips`, `rejects` (rows by reason), `seconds`,
+    `fingerprint`, `usage` of the captioner, and `taken_down`: sources of the input that were.
   Raises:
     BadInput: an input, setting or option that does not fit; `out` holds the clips of another job;
       no clip is left.
@@ -78,7 +80,7 @@ def curate(
   work = Work.of(place)
   workers = workers or os.cpu_count() or 1
   beam_options = pipeline.read_options(options, workers)
-  found = find(given, settings)
+  found = find(given, settings, tell)
   with writable(work.folder):
     claim = Claim(work.folder)
   with claim:

@@ -1,12 +1,13 @@
 """What of an input is new to a dataset of clips, what is known, and what is not what it was."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.curate import tables
 from data_pipeline.curate.content import Compared, compare
+from data_pipeline.curate.notes import Notes
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.sources import find_sources
 from data_pipeline.curate.spool import PASSING, digest_of, read_rows
@@ -36,9 +37,15 @@ class Found(NamedTuple):
   taken_down: int = 0
 
 
-def find(given: str, settings: Settings) -> Found:
-  """Lists an input. Raises BadInput: it holds no source."""
-  listed = list(find_sources(given))
+def find(given: str, settings: Settings, tell: Callable[[str], None] = lambda line: None) -> Found:
+  """Lists an input, and tells line by line what a person is to know of it.
+
+  Raises:
+    BadInput: it holds no source, or what is said of one has no certain place.
+  """
+  notes = Notes()
+  columns = settings.sources.wanted
+  listed = list(find_sources(given, caption_columns=columns, notes=notes))
   sources = sorted((s for s in listed if isinstance(s, Source)), key=lambda source: source.name)
   rejects = [one.row() for one in listed if isinstance(one, Reject)]
   if not sources:
@@ -46,6 +53,8 @@ def find(given: str, settings: Settings) -> Found:
       f"curate: --input={given} holds no file that could be a video ({len(rejects)} others). "
       "Give a folder, glob, list, archive or dataset of videos."
     )
+  for line in notes.lines():
+    tell(line)
   plain = [dataclasses.asdict(source) for source in sources]
   said = [{name: row[name] for name in _SAID} for row in plain]
   decides = _decides(settings)

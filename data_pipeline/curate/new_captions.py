@@ -33,6 +33,7 @@ from data_pipeline.curate.known import (
   renew_stamps,
   without_removed,
 )
+from data_pipeline.curate.placing import count_captions
 from data_pipeline.curate.reuse import reuse_spool, words_of
 from data_pipeline.curate.settings import Settings
 from data_pipeline.curate.spool import (
@@ -230,6 +231,13 @@ class Replacement:
     for name in self._changed:
       kept = [clip | self._facts[clip["id"]] for clip in self._rows[name]["clips"]]
       changes[name] |= {"clips": kept, "usage": list(self._usage[name])}
+      changes[name]["captions"] = count_captions(
+        self._changed[name],
+        kept,
+        shots=self._cut[name]["shots"],
+        seconds=None,
+        inherit=self._settings.write.inherit_captions,
+      )
     renew_stamps(self._place, self._compared)
     if changes:
       tables.change_sources(self._place, changes)

@@ -8,7 +8,9 @@ MEANINGS = {
   "listed_twice": "named more than once; the first one counts",
   "not_a_file": "a pipe, a device or a folder",
   "not_found": "not there; --append tries again",
+  "stray_captions": "captions, and no video of their name",
   "symlink": "links are not followed: name the files in a list",
+  "unread_list": "a list inside a folder: give it as --input",
   "unreadable": "could not be read; --append tries again",
   # archives
   "bomb": "unpacks, or decodes, to far more than its size allows",

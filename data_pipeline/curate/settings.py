@@ -16,6 +16,7 @@ from typing import Any
 
 from data_pipeline.curate.caption_settings import CaptionSettings
 from data_pipeline.curate.caption_settings import read_settings as read_captions
+from data_pipeline.curate.columns import Sources
 from data_pipeline.curate.container import Limits as MediaLimits
 from data_pipeline.curate.fields import check_choice, check_names, check_range, make
 from data_pipeline.curate.shots import DETECTORS
@@ -276,6 +277,7 @@ _INHERIT = ("all", "one_shot", "none")
 class Settings:
   """All of them, as `config.curate` has them."""
 
+  sources: Sources
   decode: Decode
   shots: Shots
   windows: Windows

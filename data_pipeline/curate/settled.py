@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from data_pipeline.curate.chat import Usage
+from data_pipeline.curate.placing import count_captions
 from data_pipeline.curate.settings import Settings
-from data_pipeline.curate.spool import Decision, Ref, Work, list_refs, read_decision
+from data_pipeline.curate.spool import Decision, Ref, Work, list_refs, read_decision, read_source
 from data_pipeline.curate.spool_writer import Summary, count_words, read_summary
 from data_pipeline.curate.types import Reject, Source
 
@@ -17,6 +18,7 @@ class Settled(NamedTuple):
 
   summary: Summary
   decision: Decision | None
+  inherit: str  # `settings.Write.inherit_captions`
 
   def refs(self) -> Iterator[Ref]:
     return list_refs(self.summary, self.decision) if self.decision else iter(())
@@ -35,7 +37,18 @@ class Settled(NamedTuple):
     source = self.summary["source"]
     facts = {"name": source["name"], "stamp": source["stamp"]}
     facts |= {name: self.summary[name] for name in CUT_FACTS if name in self.summary}
-    return facts | {"clips": self.kept(), "usage": usage}
+    return facts | {"clips": self.kept(), "usage": usage, "captions": self.captions()}
+
+  def captions(self) -> dict[str, Any]:
+    """What became of the captions that were given, see `placing.count_captions`."""
+    media = self.summary["media"]
+    return count_captions(
+      read_source(self.summary["source"]),
+      self.kept(),
+      shots=self.summary["shots"],
+      seconds=media["frames"] / media["fps"] if media and media["fps"] else None,
+      inherit=self.inherit,
+    )
 
   def rejects(self) -> Iterator[dict[str, Any]]:
     yield from self.summary["rejects"]
@@ -57,4 +70,4 @@ def read_settled(sources: Iterable[Source], work: Work, settings: Settings) -> I
     decision = read_decision(summary, work) if summary["clips"] else None
     if summary["clips"] and decision is None:
       raise RuntimeError(f"curate: nothing was decided on {source.name}. Run it again.")
-    yield Settled(summary, decision)
+    yield Settled(summary, decision, settings.write.inherit_captions)

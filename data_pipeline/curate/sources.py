@@ -1,78 +1,129 @@
 """Finds the videos of an input, and opens them: a folder, a list, archives, a TFDS dataset.
 
-Every regular file is a source, whatever its name: what is in it decides. Two kinds of files are
-not: those that hold the captions of a video beside them (`side_cars`), and archives, whose members
-are sources. What cannot be one is told as a `Reject`, with the reasons
+Every regular file is a source, whatever its name: what is in it decides. Not so those that hold the
+captions of a video beside them (`side_cars`, `pairing`), VideoFolder's metadata, what operating
+systems leave in folders, and archives, whose members are sources. What cannot be one is told as a
+`Reject`, with the reasons
   symlink        links are never followed; a list may name files anywhere
   not_a_file     a pipe, a socket, a device, or a folder in a list
-  not_found, unreadable, bad_side_car
-  listed_twice   in a list, or in an archive
+  stray_captions, unread_list    a caption file of no video, a list that is not --input itself
+  not_found, unreadable, bad_side_car, too_large
+  listed_twice   in an archive
   empty, not_an_archive, damaged, truncated, bomb       of an archive, which holds no more than was
                                                         found before
 """
 
-import csv
-import io
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from data_pipeline.curate import archives, side_cars, storage
-from data_pipeline.curate.side_cars import CAPTION_FIELDS, Words, describe, from_fields
+from data_pipeline.curate import archives, list_files, pairing, side_cars, storage
+from data_pipeline.curate.lists import Listed, is_videofolder, read_list
+from data_pipeline.curate.notes import Notes
+from data_pipeline.curate.side_cars import Words, describe
 from data_pipeline.curate.types import Refused, Reject, Source, escape, unescape
-from data_pipeline.curate.webdataset import find_members
+from data_pipeline.curate.webdataset import (
+  ALONE,
+  SYSTEM_FILES,
+  UNUSED_KEYS,
+  find_members,
+  refuse_words,
+)
 from data_pipeline.errors import BadInput
-from data_pipeline.hashing import hash_text
-
-LISTS = (".csv", ".tsv", ".jsonl")
-_PATH_FIELDS = ("path", "file", "video", "url")
 
 Found = Iterator[Source | Reject]
 
 
+class _Reading(NamedTuple):
+  """How an input is read: columns of captions, None for the known ones, and who is told what."""
+
+  wanted: tuple[str, ...] | None
+  notes: Notes
+
+  def unused(self, key: str) -> None:
+    self.notes.add(UNUSED_KEYS, escape(key))
+
+
 def find_sources(
-  given: str, *, caption_fields: Sequence[str] = CAPTION_FIELDS, fps: float = 24.0
+  given: str,
+  *,
+  caption_columns: tuple[str, ...] | None = None,
+  fps: float = 24.0,
+  notes: Notes | None = None,
 ) -> Found:
   """Goes through an input, in an order that only depends on what is in it.
 
   Args:
     given: a folder, a file, or a glob, of this machine or by a url that fsspec knows; a list
-      (.csv, .tsv with a header, .jsonl) of paths relative to it, with captions; a tar archive
+      (.csv, .tsv, .jsonl, .json) of paths relative to it, with captions; a tar archive
       (WebDataset: KEY.mp4 with KEY.txt or KEY.json); "tfds:NAME[:SPLIT]", or the folder of a TFDS
       dataset, with a video in each row.
-    caption_fields: columns of a list, or features of a TFDS dataset, that hold captions.
+    caption_columns: columns of a list, keys of side-cars, or features of a TFDS dataset, that hold
+      captions; None for those that `columns` knows.
     fps: frames/second of a TFDS dataset that stores frames and no rate.
+    notes: told what a person is to know of the input.
   Raises:
-    BadInput: there is no such input, or a list is not one.
+    BadInput: there is no such input, a list is not one, or captions have no certain place.
   """
+  reading = _Reading(caption_columns, notes or Notes())
   if given.startswith("tfds:"):
-    return _tfds_rows(given.removeprefix("tfds:"), caption_fields, fps)
+    return _tfds_rows(given.removeprefix("tfds:"), reading, fps)
   given = storage.local(given)
   entry = storage.look(given if storage.is_url(given) else os.path.realpath(given))
   if entry is None:
-    return _globbed(given)
+    return _globbed(given, reading)
   if entry.kind == "folder":
     names = {inside.name for inside in storage.listed(entry.path)}
     is_dataset = {"dataset_info.json", "features.json"} <= names
-    return _tfds_rows(entry.path, caption_fields, fps) if is_dataset else _folder(entry.path)
-  if entry.name.endswith(LISTS):
-    return _listed(entry.path, caption_fields)
-  return _of_entry(entry, entry.name, Words())
+    return _tfds_rows(entry.path, reading, fps) if is_dataset else _folder(entry.path, reading)
+  if entry.kind == "file" and entry.name.lower().endswith((*list_files.ENDINGS, ".json")):
+    return _listed(entry.path, reading)
+  return _matched([entry], lambda entry: entry.name, reading)
 
 
-def _globbed(pattern: str) -> Found:
+def _globbed(pattern: str, reading: _Reading) -> Found:
   found = storage.matches(pattern)
   if not found:
     raise BadInput(f"curate: input={pattern!r} finds nothing. Give a folder, a file or a glob.")
   start = storage.folder_of(pattern)
-  return _entries(found, lambda entry: storage.below(entry.path, start))
+  return _matched(found, lambda entry: storage.below(entry.path, start), reading)
 
 
-def _folder(folder: str) -> Found:
+def _matched(
+  found: list[storage.Entry], name_of: Callable[[storage.Entry], str], reading: _Reading
+) -> Found:
+  """Files that a pattern found; their captions may lie beside them, and not fit it."""
+  matched = {entry.path for entry in found}
+  beside: dict[str, Listed] = {}
+  more = []
+  for folder in _folders(found, name_of):
+    try:
+      entries = storage.listed(folder or ".")
+    except OSError as error:
+      reading.notes.say(f"{folder}: captions beside its files cannot be looked for ({error})")
+      continue
+    entries = entries if folder else [entry._replace(path=entry.name) for entry in entries]
+    beside |= _read_metadata(folder, entries, reading)
+    more += [e for e in entries if _is_car(e) and e.path not in matched]
+  return _entries(found, name_of, reading, beside=beside, more_cars=more)
+
+
+def _folders(found: Iterable[storage.Entry], name_of: Callable[[storage.Entry], str]) -> list[str]:
+  """The folders that hold found files, and those above them in which a pattern begins."""
+  folders = set()
+  for entry in found:
+    folder = entry.path
+    for _ in range(name_of(entry).count("/") + 1 if entry.kind == "file" else 0):
+      folder = folder.rpartition("/")[0]
+      folders.add(folder if folder or not entry.path.startswith("/") else "/")
+  return sorted(folder for folder in folders if not folder.startswith("http"))
+
+
+def _folder(folder: str, reading: _Reading) -> Found:
   """Everything below a folder, depth first, in order of the names' bytes."""
   waiting = [(folder, "")]
+  beside: dict[str, Listed] = {}
   while waiting:
     path, prefix = waiting.pop()
     try:
@@ -80,50 +131,108 @@ def _folder(folder: str) -> Found:
     except OSError as error:
       yield Reject(escape(prefix.rstrip("/") or "."), None, "unreadable", detail=str(error))
       continue
-    below = [(entry.path, f"{prefix}{entry.name}/") for entry in entries if entry.kind == "folder"]
+    beside |= _read_metadata(path, entries, reading)
+    below = []
+    for entry in entries:
+      if entry.kind == "folder" and pairing.is_system_folder(entry.name):
+        reading.notes.add(SYSTEM_FILES, escape(f"{prefix}{entry.name}/"))
+      elif entry.kind == "folder":
+        below.append((entry.path, f"{prefix}{entry.name}/"))
     waiting += reversed(below)
-    yield from _entries(entries, lambda entry, prefix=prefix: prefix + entry.name)
+    yield from _entries(entries, lambda e, prefix=prefix: prefix + e.name, reading, beside=beside)
+  for path, listed in beside.items():
+    name = storage.below(path, folder)
+    yield Reject(escape(name), None, "not_found", detail=escape(f"named at {listed.where}"))
 
 
-def _entries(entries: Iterable[storage.Entry], name_of: Any) -> Found:
-  """The sources of the files among entries; those of one folder and stem describe each other."""
-  entries = [entry for entry in entries if entry.kind != "folder"]
-  cars, videos = {}, set()
+def _read_metadata(
+  folder: str, entries: Iterable[storage.Entry], reading: _Reading
+) -> dict[str, Listed]:
+  """What VideoFolder's metadata in a folder says of files, by path."""
+  found = {}
   for entry in entries:
-    stem, ending = os.path.splitext(entry.path)
-    if ending in side_cars.ENDINGS and entry.kind == "file":
-      cars.setdefault(stem, {})[ending] = entry.path
-    else:
-      videos.add(stem)
+    if entry.kind == "file" and is_videofolder(entry.path):
+      for listed in read_list(entry.path, reading.wanted, reading.notes):
+        path = listed.path or f"{folder}/{listed.name}"
+        before = found[path].words if path in found else Words()
+        found[path] = listed._replace(words=before.plus(listed.words))
+  return found
+
+
+def _entries(
+  entries: Iterable[storage.Entry],
+  name_of: Callable[[storage.Entry], str],
+  reading: _Reading,
+  *,
+  beside: dict[str, Listed],
+  more_cars: Iterable[storage.Entry] = (),
+) -> Found:
+  """The sources of the files among entries, with what lies beside them.
+
+  Args:
+    name_of: the name of an entry.
+    beside: what lists in folders say of files by path; what is used is taken out.
+    more_cars: caption files that are no entries themselves.
+  """
+  kept = []
   for entry in entries:
-    stem, ending = os.path.splitext(entry.path)
-    if stem in videos and ending in side_cars.ENDINGS and entry.kind == "file":
+    if entry.kind == "file" and pairing.is_system_file(entry.name):
+      reading.notes.add(SYSTEM_FILES, escape(name_of(entry)))
+    elif entry.kind != "folder":
+      kept.append(entry)
+  cars = [e.path for e in (*kept, *more_cars) if _is_car(e)]
+  videos = [e.path for e in kept if e.kind == "file" and not _is_car(e) and not _is_other(e)]
+  pairs = pairing.pair_folders(videos, cars)
+  for entry in kept:
+    if _is_car(entry) and entry.path not in pairs.alone:
+      continue
+    if entry.kind == "file" and is_videofolder(entry.path):
       continue
     name = name_of(entry)
+    reject = refuse_words(escape(name), entry.path in pairs.alone) if entry.kind == "file" else None
+    if reject:
+      reading.notes.add(ALONE, reject.source)
+      yield reject
+      continue
     try:
-      words = _read_words(cars.get(stem, {}) if ending not in side_cars.ENDINGS else {})
+      words = _read_words(pairs.of.get(entry.path, ()), reading)
+      if listed := beside.pop(_key(entry.path), None):
+        words = words.plus(listed.words)
     except Refused as refused:
       yield Reject(escape(name), None, refused.reason, detail=refused.detail)
     else:
-      yield from _of_entry(entry, name, words)
+      yield from _of_entry(entry, name, words, reading)
 
 
-def _read_words(cars: Mapping[str, str]) -> Words:
+def _key(path: str) -> str:
+  """A path as lists spell it."""
+  return path if storage.is_url(path) else os.path.normpath(path)
+
+
+def _is_car(entry: storage.Entry) -> bool:
+  return entry.kind == "file" and side_cars.is_side_car(entry.name)
+
+
+def _is_other(entry: storage.Entry) -> bool:
+  """Tells by its name whether a file is an archive or a list, of which nothing is said."""
+  return list_files.is_list(entry.name) or entry.name.lower().endswith(archives.ENDINGS)
+
+
+def _read_words(cars: Iterable[str], reading: _Reading) -> Words:
   words = Words()
-  for ending in side_cars.ENDINGS:
-    if ending in cars:
-      data = storage.read_small(cars[ending], side_cars.MOST_BYTES)
-      words = words.plus(side_cars.parse(ending, data))
+  for car in cars:
+    data = storage.read_small(car, side_cars.MOST_BYTES)
+    words = words.plus(side_cars.parse(car, data, reading.wanted, reading.unused))
   return words
 
 
-def _of_entry(entry: storage.Entry, name: str, words: Words) -> Found:
+def _of_entry(entry: storage.Entry, name: str, words: Words, reading: _Reading) -> Found:
   if entry.kind == "link":
     yield Reject(escape(name), None, "symlink", detail="links are not followed")
   elif entry.kind != "file":
     yield Reject(escape(name), None, "not_a_file", detail="a pipe, a socket, a device or a folder")
-  elif entry.name.endswith(archives.ENDINGS):
-    yield from find_members(entry, name)
+  elif entry.name.lower().endswith(archives.ENDINGS):
+    yield from find_members(entry, name, reading.wanted, reading.notes)
   else:
     source = Source(escape(name), escape(entry.path), size=entry.size, stamp=entry.stamp)
     yield describe(source, words)
@@ -132,59 +241,21 @@ def _of_entry(entry: storage.Entry, name: str, words: Words) -> Found:
 # ---- lists
 
 
-def _listed(path: str, caption_fields: Sequence[str]) -> Found:
-  """The rows of a list."""
-  folder = path.rpartition("/")[0]
-  seen: set[int] = set()
-  with storage.open_file(path) as file:
-    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-    for line, row in _rows(path, text):
-      yield _of_row(f"{path}: line {line}", row, folder, caption_fields, seen)
+def _listed(path: str, reading: _Reading) -> Found:
+  """The videos of a list."""
+  lost = []
+  for listed in read_list(path, reading.wanted, reading.notes):
+    source = _named(listed)
+    lost += [listed.words.count()] if isinstance(source, Reject) else []
+    yield source
+  if sum(lost):
+    reading.notes.say(f"{path}: {sum(lost)} captions of {len(lost)} files that are not there")
 
 
-def _rows(path: str, text: io.TextIOWrapper) -> Iterator[tuple[int, Any]]:
-  """(line number, row) of a list."""
-  if not path.endswith(".jsonl"):
-    reader = csv.DictReader(text, delimiter="\t" if path.endswith(".tsv") else ",")
-    yield from ((reader.line_num, row) for row in reader)
-    return
-  for line, content in enumerate(text, 1):
-    if content.strip():
-      try:
-        yield line, json.loads(content)
-      except (ValueError, RecursionError) as error:
-        raise BadInput(f"curate: {path}: line {line} is not JSON ({error}). Mend it.") from error
-
-
-def _of_row(
-  where: str, row: Any, folder: str, caption_fields: Sequence[str], seen: set[int]
-) -> Source | Reject:
-  fields = row if isinstance(row, Mapping) else {}
-  given = next((fields[name] for name in _PATH_FIELDS if fields.get(name)), None)
-  if not isinstance(given, str):
-    raise BadInput(
-      f"curate: {where} names no file. Give a column {' or '.join(_PATH_FIELDS)} (CSV needs a "
-      "header)."
-    )
-  name = escape(given)
-  if (number := hash_text(name)) in seen:
-    return Reject(name, None, "listed_twice", detail=f"{where}; give all captions in one row")
-  seen.add(number)
-  try:
-    words = from_fields(fields, caption_fields)
-  except ValueError as error:
-    raise BadInput(f"curate: {where}: {error}. Mend the row.") from error
-  return _named(name, _placed(given, folder), words)
-
-
-def _placed(given: str, folder: str) -> str:
-  """The path that a row means: relative ones start at the list."""
-  if storage.is_url(given):
-    return storage.local(given)
-  return f"{folder}/{given}" if storage.is_url(folder) else os.path.join(folder, given)
-
-
-def _named(name: str, path: str, words: Words) -> Source | Reject:
+def _named(listed: Listed) -> Source | Reject:
+  name, path = escape(listed.name), listed.path
+  if not path:
+    return Reject(name, None, "not_found", detail=escape(listed.detail))
   try:
     entry = storage.look(path if storage.is_url(path) else os.path.realpath(path))
   except OSError as error:
@@ -193,16 +264,17 @@ def _named(name: str, path: str, words: Words) -> Source | Reject:
     return Reject(name, None, "not_found", detail=escape(path))
   if entry.kind != "file":
     return Reject(name, None, "not_a_file", detail=escape(path))
-  return describe(Source(name, escape(entry.path), size=entry.size, stamp=entry.stamp), words)
+  source = Source(name, escape(entry.path), size=entry.size, stamp=entry.stamp)
+  return describe(source, listed.words)
 
 
 # ---- datasets, and opening
 
 
-def _tfds_rows(given: str, caption_fields: Sequence[str], fps: float) -> Found:
+def _tfds_rows(given: str, reading: _Reading, fps: float) -> Found:
   from data_pipeline.curate import tfds_videos  # starts in two seconds
 
-  return tfds_videos.find_rows(given, caption_fields, fps)
+  return tfds_videos.find_rows(given, reading.wanted, fps, reading.notes)
 
 
 @contextmanager

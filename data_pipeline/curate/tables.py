@@ -16,6 +16,7 @@ import numpy as np
 
 from data_pipeline import hashing
 from data_pipeline.curate.chat import Usage
+from data_pipeline.curate.placing import sum_captions
 from data_pipeline.curate.report import write_report
 from data_pipeline.curate.settled import Settled
 from data_pipeline.curate.spool import Ref, Work, read_clips, read_rows, write_rows
@@ -142,6 +143,7 @@ def describe(folder: Path) -> dict[str, Any]:
     "sources": facts["sources"],
     "sources_without_clips": sum(not row["clips"] for row in sources),
     "rejects": dict(sorted(count_reasons(read_rows(folder / "rejects.jsonl")).items())),
+    "captions": facts["captions"],
     "usage": facts["usage"],
     "fingerprint": dataset.fingerprint,
   }
@@ -159,7 +161,8 @@ def _facts(sources: list[Row]) -> dict[str, Any]:
   usage = Usage()
   for row in sources:
     usage = usage.plus(Usage(*row["usage"]))
-  return {"sources": len(sources), "usage": usage._asdict()}
+  captions = sum_captions(row["captions"] for row in sources if "captions" in row)
+  return {"sources": len(sources), "usage": usage._asdict(), "captions": captions}
 
 
 def _write(folder: Path, sources: list[Row], rejects: list[Row]) -> None:

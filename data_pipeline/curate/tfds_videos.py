@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, BinaryIO
@@ -21,8 +21,10 @@ import numpy as np
 
 from data_pipeline import example
 from data_pipeline.curate import storage
+from data_pipeline.curate.columns import find_roles, plain
 from data_pipeline.curate.container import Limits
-from data_pipeline.curate.side_cars import describe, from_fields
+from data_pipeline.curate.notes import Notes
+from data_pipeline.curate.side_cars import describe, read_words
 from data_pipeline.curate.stills import open_still, still_format
 from data_pipeline.curate.types import Refused, Reject, Source, escape, unescape
 from data_pipeline.errors import BadInput
@@ -31,27 +33,48 @@ _FORMATS = ("array_record", "tfrecord")
 _MOST_RECORD_BYTES = 4 << 30
 
 
-def find_rows(given: str, caption_fields: Sequence[str], fps: float) -> Iterator[Source | Reject]:
+def find_rows(
+  given: str, wanted: tuple[str, ...] | None, fps: float, notes: Notes
+) -> Iterator[Source | Reject]:
   """The rows of "NAME[:SPLIT]" or of a dataset's folder, in order of split and row.
 
   Raises:
     BadInput: it is no dataset, its shards are of another format, or it has no video.
   """
-  folder, wanted = _folder(given)
+  folder, asked = _folder(given)
   info = _metadata(folder, "dataset_info.json")
   features = _metadata(folder, "features.json")["featuresDict"]["features"]
-  _video_feature(features, folder)
-  has_words = any(name in features for name in (*caption_fields, "licence", "license"))
+  words = _word_features(folder, features, wanted, notes)
   splits = {split["name"]: split for split in info["splits"]}
-  if wanted and wanted not in splits:
-    raise BadInput(f"curate: input=tfds:{given} has no split {wanted}. It has {sorted(splits)}.")
-  for split in [wanted] if wanted else sorted(splits):
+  if asked and asked not in splits:
+    raise BadInput(f"curate: input=tfds:{given} has no split {asked}. It has {sorted(splits)}.")
+  for split in [asked] if asked else sorted(splits):
     row = 0
     lengths = [int(length) for length in splits[split]["shardLengths"]]
     for shard, length in zip(_shards(folder, info, splits[split]), lengths, strict=True):
-      for place, data in _records(shard, length, has_words):
-        yield _source(info["name"], split, row, shard, place, data, caption_fields, fps)
+      for place, data in _records(shard, length, bool(words)):
+        yield _source(info["name"], split, row, shard, place, data, words, fps, wanted)
         row += 1
+
+
+def _word_features(
+  folder: str, features: Mapping[str, Any], wanted: tuple[str, ...] | None, notes: Notes
+) -> tuple[str, ...]:
+  """The features that hold captions or a licence. The others are told."""
+  video, _ = _video_feature(features, folder)
+  names = tuple(name for name in features if name != video)
+  for name in wanted or ():
+    if plain(name) not in set(map(plain, names)):
+      raise BadInput(
+        f"curate.sources.caption_columns: {folder} has no feature {name!r}. It has "
+        f"{', '.join(names)}."
+      )
+  roles = find_roles(names, wanted)
+  places = {*roles.captions, *roles.licence}
+  unused = [name for i, name in enumerate(names) if i not in places and name != "fps"]
+  if unused:
+    notes.say(f"{folder}: features that are not used: {', '.join(unused)}")
+  return tuple(name for i, name in enumerate(names) if i in places)
 
 
 def _source(
@@ -61,8 +84,9 @@ def _source(
   shard: str,
   place: int,
   data: bytes,
-  caption_fields: Sequence[str],
+  words: tuple[str, ...],
   fps: float,
+  wanted: tuple[str, ...] | None,
 ) -> Source | Reject:
   name = escape(f"tfds:{dataset}/{split}/{row}")
   entry = storage.look(shard)
@@ -70,12 +94,12 @@ def _source(
   source = Source(name, escape(shard), "tfds", f"{split}/{row}", place, stamp=stamp, fps=fps)
   try:
     values = example.parse(data) if data else {}
-    words = {
-      key: [value.decode() for value in values[key]] for key in caption_fields if key in values
-    }
-    for key in ("licence", "license"):
-      words |= {key: values[key][0].decode()} if values.get(key) else {}
-    return describe(source, from_fields(words, caption_fields))
+    texts = [[value.decode() for value in values.get(key) or ()] for key in words]
+    said = [
+      "".join(text[:1]) if plain(key) in ("licence", "license") else text
+      for key, text in zip(words, texts, strict=True)
+    ]
+    return describe(source, read_words(words, said, wanted, is_row=False))
   except (ValueError, AttributeError) as error:
     return Reject(name, None, "bad_side_car", detail=f"captions: {error}"[:200])
 

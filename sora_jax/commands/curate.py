@@ -96,6 +96,7 @@ def _curate(args, settings: Settings) -> dict:
       options=args.others,
       is_append=args.append,
       progress=meter,
+      tell=lambda line: say(f"curate: {line}"),
     )
   for line in summarise(result, for_people=not args.json):
     say(line)

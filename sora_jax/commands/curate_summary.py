@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_pipeline.curate.placing import ADVICE
 from data_pipeline.curate.reasons import sum_up
-
-_ADVICE = ": --config.curate.write.inherit_captions=all gives those of whole sources to every clip"
 
 
 def summarise(result: Mapping[str, Any], *, for_people: bool = True) -> list[str]:
@@ -47,8 +46,7 @@ def _warn(result: Mapping[str, Any]) -> Iterator[str]:
   if 0 < result["without_captions"] == result["clips"]:
     yield "no clip has a caption. Give some beside the videos, or ask an endpoint for them."
   for reason, count in result["captions"]["unused"].items() if "captions" in result else ():
-    advice = _ADVICE if reason == "several_shots" else ""
-    yield f"{_count(count, 'caption')} of the input went to no clip ({reason}){advice}."
+    yield f"{_count(count, 'caption')} of the input went to no clip ({reason}): {ADVICE[reason]}."
 
 
 def _count(number: int, what: str) -> str:

@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import subprocess
-from fractions import Fraction
 
 import av
 import numpy as np
@@ -14,12 +13,11 @@ from array_record.python import array_record_module
 from pictures import shifted, texture
 
 from data_pipeline import records, stored
-from data_pipeline.curate import cut, spool_writer
+from data_pipeline.curate import cut, placing, spool_writer
 from data_pipeline.curate.child import run_in_child
 from data_pipeline.curate.settings import read_settings
 from data_pipeline.curate.spool import Work
 from data_pipeline.curate.types import Reject, Source, Span
-from data_pipeline.curate.windows import Window
 from experiments import curate_default
 
 FPS = 24
@@ -388,7 +386,7 @@ def test_captions_follow_their_time_and_the_whole_source_only_when_it_is_true():
   source = Source(name="a", path="a", captions=("whole",), spans=spans)
 
   def choose(start, stop, is_whole=False):
-    return cut.choose_captions(source, Window(start, stop, 0), Fraction(10), is_whole=is_whole)
+    return placing.choose_captions(source, start / 10, stop / 10, is_whole=is_whole)
 
   assert choose(0, 20) == ("first", "both")
   assert choose(15, 25) == ("first", "both", "second")

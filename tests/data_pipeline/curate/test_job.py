@@ -111,8 +111,31 @@ def test_records_rejects_and_tables(made, videos):
   assert [row["name"] for row in rows(out / "sources.jsonl")] == sorted(
     path.name for path in videos.iterdir() if path.suffix == ".mp4"
   )
+  assert said["captions"] == {"given": 2, "used": 2, "sources": 1, "unused": {}}
   assert (out / "report.html").stat().st_size > 1000
   assert {path.name for path in out.parent.iterdir()} == {"clips", ".clips.curate"}
+
+
+def test_what_a_list_says_is_told_and_its_captions_are_counted(videos, tmp_path):
+  """Before the work begins, and when it is done; a rerun counts the same."""
+  rows = "path,Text,start,end,fps\n{0},whole,,,24\n{0},part,0,2,24\n{0},late,60,62,24\n"
+  (tmp_path / "list.csv").write_text(rows.format(videos / "v1.mp4"))
+  told: list[str] = []
+  arguments = str(tmp_path / "list.csv"), tmp_path / "clips", settings_of()
+  said = curate(*arguments, workers=1, tell=told.append)
+  assert told == [f"{tmp_path}/list.csv: columns that are not used: fps"]
+  clips = Dataset.open(tmp_path / "clips", kind="clip")
+  assert [clips.read(row).captions for row in range(len(clips))] == [("part", "whole")]
+  assert said["captions"] == {"given": 3, "used": 2, "sources": 1, "unused": {"beyond_end": 1}}
+  assert curate(*arguments, workers=1)["captions"] == said["captions"]
+  rows = rows.replace("Text", "says it all").replace("whole", "A fox runs.")
+  (tmp_path / "list.csv").write_text(rows.format("gone.mp4"))
+  named = settings_of(sources__caption_columns="says_it_all")
+  with pytest.raises(BadInput, match=r"list.csv: .* 'says it all' holds text \('A fox runs.'\)"):
+    curate(str(tmp_path / "list.csv"), tmp_path / "others", settings_of(), workers=1)
+  with pytest.raises(BadInput, match="no file that could be a video"):
+    curate(str(tmp_path / "list.csv"), tmp_path / "others", named, workers=1)
+  assert not (tmp_path / ".others.curate").exists()
 
 
 def test_other_workers_make_the_same_bytes(made, videos, tmp_path):

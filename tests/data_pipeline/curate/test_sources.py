@@ -36,7 +36,8 @@ def test_a_folder_with_captions_beside_its_videos(found, fill, content, tmp_path
   files = {"b/x.mp4": "1", "b/x.txt": "one\n\n two \n", "a.webm": "22", "a.json": json.dumps(car)}
   fill(tmp_path, files | {"z.mp4": "3", "notes.txt": "n"})
   sources, rejects = found(tmp_path)
-  assert list(sources) == ["a.webm", "notes.txt", "z.mp4", "b/x.mp4"] and not rejects
+  assert list(sources) == ["a.webm", "z.mp4", "b/x.mp4"]
+  assert rejects == {"notes.txt": "stray_captions"}
   assert sources["b/x.mp4"].captions == ("one", "two")
   fox = sources["a.webm"]
   assert (fox.captions, fox.licence, fox.split) == (("a fox",), "CC0-1.0", "held_out")
@@ -151,12 +152,12 @@ def test_a_list_names_files_anywhere(found, fill, content, tmp_path):
   (tmp_path / "in/c.mp4").symlink_to(tmp_path / "other/b.mp4")
   rows = f"path,short,licence\na.mp4,a fox,CC0-1.0\n{tmp_path}/other/b.mp4,,\nc.mp4,,\n"
   fill(tmp_path, {"in/list.csv": rows + "gone.mp4,,\na.mp4,again,\n../other,,\n"})
-  sources, rejects = found(tmp_path / "in/list.csv", caption_fields=("short",))
+  sources, rejects = found(tmp_path / "in/list.csv", caption_columns=("short",))
   b = f"{tmp_path}/other/b.mp4"
   assert list(sources) == ["a.mp4", b, "c.mp4"]
-  assert (sources["a.mp4"].captions, sources["a.mp4"].licence) == (("a fox",), "CC0-1.0")
+  assert (sources["a.mp4"].captions, sources["a.mp4"].licence) == (("a fox", "again"), "CC0-1.0")
   assert content(sources[b]) == content(sources["c.mp4"]) == b"22"
-  assert rejects == {"gone.mp4": "not_found", "a.mp4": "listed_twice", "../other": "not_a_file"}
+  assert rejects == {"gone.mp4": "not_found", "../other": "not_a_file"}
 
 
 def test_a_list_of_json(found, fill, tmp_path):
@@ -171,10 +172,10 @@ def test_a_list_of_json(found, fill, tmp_path):
 @pytest.mark.parametrize(
   "name, text, message",
   [
-    ("l.csv", "clip\na.mp4\n", "line 2 names no file.*header"),
+    ("l.csv", "clip\na.mp4\n", "line 1 names no column of files.*header"),
     ("l.jsonl", '{"path": "a"}\n{', "line 2 is not JSON"),
     ("l.jsonl", "[]", "line 1 names no file"),
-    ("l.jsonl", '{"path": "a", "captions": 3}', "line 1: '3' is not text"),
+    ("l.jsonl", '{"path": "a", "captions": 3}', "line 1, column 'captions': '3' is not text"),
   ],
 )
 def test_a_broken_list_is_bad_input(found, fill, tmp_path, name, text, message):

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipeline import example
 from data_pipeline.curate.media import frames, probe
+from data_pipeline.curate.notes import Notes
 from data_pipeline.curate.sources import open_source
 from data_pipeline.errors import BadInput
 
@@ -87,6 +88,19 @@ def test_tfds_rows_that_are_files(found, content, tmp_path, make):
   folder = tfds_folder(tmp_path / "toy", {"video": feature}, [{"video": [data]}])
   (source,) = found(folder)[0].values()
   assert content(source) == data
+
+
+def test_tfds_features_of_captions_by_name_and_others_are_told(found, tmp_path):
+  row = {"video": [b"1"], "text": [b"a  fox"], "label": [b"x"], "license": [b"MIT"]}
+  features = {"video": VIDEO} | dict.fromkeys(("text", "label", "license"), TEXT)
+  folder, notes = tfds_folder(tmp_path / "toy", features, [row]), Notes()
+  (source,) = found(folder, notes=notes)[0].values()
+  assert (source.captions, source.licence) == (("a fox",), "MIT")
+  assert notes.lines() == [f"{folder}: features that are not used: label"]
+  (source,) = found(folder, caption_columns=("Label",))[0].values()
+  assert source.captions == ("x",)
+  with pytest.raises(BadInput, match=r"has no feature 'words'. It has text, label, license"):
+    found(folder, caption_columns=("words",))
 
 
 def test_tfds_input_that_is_none(found, tmp_path, monkeypatch):

@@ -89,7 +89,8 @@ def test_the_end_tells_of_captions_and_is_short_when_all_is_well():
   lost = summarise(well | {"captions": {"used": 20, "unused": {"no_clip": 1, "several_shots": 6}}})
   assert lost[1:] == [
     "curate: captions: 20 used, 7 unused; 0 clips without any",
-    "WARNING: curate: 1 caption of the input went to no clip (no_clip).",
+    "WARNING: curate: 1 caption of the input went to no clip (no_clip): their source gave no clip, "
+    "see rejects.jsonl.",
     "WARNING: curate: 6 captions of the input went to no clip (several_shots): "
     "--config.curate.write.inherit_captions=all gives those of whole sources to every clip.",
   ]
