@@ -51,9 +51,16 @@ def is_hidden(packet: Any, codec: str) -> bool:
 
 
 class Gap(NamedTuple):
-  """Bytes are missing before the packet that came `packets_ago` (0: the last one), and why."""
+  """A place where bytes are missing.
+
+  Attributes:
+    packets_ago: the packet before which they are; 0 for the last one.
+    is_timed: that packet has a time of its own, not that of one that is lost.
+    cause: what is missing.
+  """
 
   packets_ago: int
+  is_timed: bool
   cause: str
 
 
@@ -74,6 +81,8 @@ class ByteCount:
     self._skipped = [0, 0]  # before the last packet of the stream, and before this one
     self._before: int | None = None
     self._usual = 0.0
+    self._latest: int | None = None  # presentation time
+    self._jumps = [0.0, 0.0]  # seconds by which the last packet and this one are later than all
 
   def add(self, packet: Any, *, is_timed: bool) -> Gap | None:
     """Takes the next packet of the file, of any stream.
@@ -92,6 +101,7 @@ class ByteCount:
       self._end += packet.size
     if not is_timed:
       return None
+    self._note_jump(packet)
     gap = None if packet.dts is None else self._look(packet)
     self._skipped = [0, 0] if gap else [self._skipped[1], 0]
     return gap
@@ -104,5 +114,13 @@ class ByteCount:
     least = max(_LOST_BYTES, _LOST_SHARE * self._rate * passed)
     for ago, skipped in enumerate(reversed(self._skipped)):  # time may leap one packet late
       if skipped > least:
-        return Gap(ago, f"{skipped} bytes of the file belong to no packet")
+        is_timed = ago == 0 or self._jumps[0] > passed / 2
+        return Gap(ago, is_timed, f"{skipped} bytes of the file belong to no packet")
     return None
+
+  def _note_jump(self, packet: Any) -> None:
+    latest, jump = self._latest, 0.0
+    if packet.pts is not None:
+      jump = 0.0 if latest is None else float((packet.pts - latest) * packet.time_base)
+      self._latest = packet.pts if latest is None else max(latest, packet.pts)
+    self._jumps = [self._jumps[1], jump]

@@ -116,7 +116,7 @@ class _Log:
       self.hidden |= {number} if packet.is_discard else set()
       if gap:
         self.gaps[number - gap.packets_ago] = gap.cause
-      if gap and gap.packets_ago:  # its time is that of the packet that was lost
+      if gap and not gap.is_timed:
         self.faults[number - gap.packets_ago] = gap.cause
     if fault:
       self._blame(min(number, len(self.places) - 1), fault)
