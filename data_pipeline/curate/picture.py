@@ -6,6 +6,9 @@ import numpy as np
 
 from data_pipeline.errors import BadInput
 
+_DARK = 0.4  # standard deviations above the darkest level that bars may be
+_EVEN = 0.1  # of the frame's contrast that is noise on bars
+
 
 class Bars(NamedTuple):
   """Pixels at each side that belong to black bars."""
@@ -70,6 +73,42 @@ def _is_black(luma: np.ndarray, axis: int, max_luma: float) -> np.ndarray:
   mean = sums / count
   deviation = np.sqrt(np.maximum(squares.ravel() / count - mean**2, 0))
   return (mean <= max_luma) & (deviation <= max_luma / 4)
+
+
+def dark_bars(luma: np.ndarray) -> Bars | None:
+  """Rows and columns at the sides that are dark and even beside the picture's own contrast.
+
+  A line is one when its mean is near the darkest level of the frame and it has a tenth of the
+  frame's contrast at most, both as standard deviations: so a dark copy of a film has the bars of
+  the original, and noise on bars, or bars that are not quite black, change nothing.
+
+  Args:
+    luma: uint8 [H,W], reduced: noise is averaged away in it.
+  Returns:
+    None for a frame that is flat all over: it tells nothing.
+  """
+  deviation = float(opencv().meanStdDev(luma)[1][0, 0])
+  if deviation < 1:
+    return None
+  darkest = float(luma.min()) + _DARK * deviation
+  even = max(1.0, _EVEN * deviation)
+  levels = luma.astype(np.float32)
+  rows = np.flatnonzero(~_is_even(levels, 1, darkest, even))
+  if not rows.size:
+    return None
+  top, bottom = int(rows[0]), int(rows[-1]) + 1
+  columns = np.flatnonzero(~_is_even(levels[top:bottom], 0, darkest, even))
+  if not columns.size:
+    return None
+  left, right = int(columns[0]), int(columns[-1]) + 1
+  return Bars(top, left, luma.shape[0] - bottom, luma.shape[1] - right)
+
+
+def _is_even(levels: np.ndarray, axis: int, darkest: float, even: float) -> np.ndarray:
+  cv2 = opencv()
+  mean = cv2.reduce(levels, axis, cv2.REDUCE_AVG).ravel()
+  square = cv2.reduce(levels, axis, cv2.REDUCE_SUM2).ravel() / levels.shape[axis]
+  return (mean <= darkest) & (square - mean**2 <= even**2)
 
 
 def common_bars(found: list[Bars | None]) -> Bars:

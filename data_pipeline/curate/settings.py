@@ -23,12 +23,17 @@ from data_pipeline.curate.shots import DETECTORS
 from data_pipeline.errors import BadInput
 from data_pipeline.video_writer import CODECS, MAX_SIDE
 
-CUT_VERSION = 3  # of what `cut_source` makes; another one makes everything anew
+CUT_VERSION = 4  # of what `cut_source` makes; another one makes everything anew
 _UNKNOWN_SECONDS = 4 * 3600.0
 _MAY_BE_SMALL = frozenset(
   {"timeout_seconds_per_megabyte", "max_held_seconds", "free_pixels", "pixels_per_byte"}
 )
-_THRESHOLDS = {"adaptive": (1.0, 255.0), "content": (1.0, 255.0), "transnetv2": (0.0, 1.0)}
+_THRESHOLDS = {
+  "flow": (0.0, 1.0),
+  "adaptive": (1.0, 255.0),
+  "content": (1.0, 255.0),
+  "transnetv2": (0.0, 1.0),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

