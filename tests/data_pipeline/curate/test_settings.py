@@ -108,7 +108,7 @@ def test_the_digest_changes_with_what_files_of_weights_hold(tmp_path):
 def test_the_digest_changes_with_what_decides_the_cutting_only():
   before = read_settings(plain()).cut_digest()
   decides = [
-    ("shots.threshold", 4.0),
+    ("shots.threshold", 0.4),
     ("windows.trim_seconds", 0.2),
     ("scores.text.max", 0.1),
     ("scores.side", 320),
