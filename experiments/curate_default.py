@@ -82,7 +82,7 @@ def shots() -> dict:
 def windows() -> dict:
   """How shots become clips."""
   return dict(
-    min_seconds=2.0,  # of 135 shots of a film (Big Buck Bunny) 84 are as long
+    min_seconds=2.0,  # of 130 shots of a film (Big Buck Bunny) 80 are as long
     max_seconds=20.0,  # longer shots are split evenly
     overlap_seconds=0.0,
     trim_seconds=0.1,  # at cuts, where codecs and editors mix frames

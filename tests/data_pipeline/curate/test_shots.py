@@ -123,6 +123,20 @@ def test_a_flash_on_a_cut_leaves_one_cut(length):
   assert first == 0 and 30 <= start <= 30 + length and stop == 60
 
 
+@pytest.mark.parametrize("right, down", [(4, 0), (10, 3), (-7, -7)])
+def test_a_picture_that_freezes_and_jumps_on_is_no_cut(right, down):
+  picture = texture(6, 120, 240)
+  still, moved = shifted(picture, 0, 0, SHAPE), shifted(picture, right, down, SHAPE)
+  assert find([still] * 15 + [moved] * 15) == [(0, 30)]
+
+
+@pytest.mark.parametrize("seed, scale", [(0, 1.5), (3, 1.35)])
+def test_a_picture_that_jumps_nearer_is_no_cut(seed, scale):
+  picture = texture(seed, 240, 420)  # what is seen near was seen from afar
+  far, near = warped(picture, 1, 0, 0, SHAPE), warped(picture, scale, 0, 0, SHAPE)
+  assert find([far] * 15 + [near] * 15) == [(0, 30)]
+
+
 def test_a_shaking_camera_a_light_and_somebody_who_walks_by_are_no_cuts():
   rng, picture = np.random.default_rng(0), texture(5, 120, 200)
   shaken = [shifted(picture, *rng.uniform(-5, 5, 2), SHAPE) for _ in range(30)]
@@ -271,6 +285,26 @@ def test_agrees_with_pyscenedetect_reading_the_video_itself(tmp_path, detector):
   read = [np.ascontiguousarray(seen.read()[1][:, :, ::-1]) for _ in frames]
   found = find(read, detector)
   assert found == theirs(path, detector) and len(found) > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_adaptive_rule_is_pyscenedetects_on_changes_of_any_size(seed):
+  from scenedetect import FrameTimecode
+  from scenedetect.detectors import AdaptiveDetector
+
+  rng = np.random.default_rng(seed)
+  steps = rng.choice([0, 10, 20, 60, 90], 300) * rng.choice([1, 1, 1.5], 300)
+  levels = np.abs((np.cumsum(steps) % 508) - 254).astype(np.uint8)  # to and fro, of even colour
+  frames = [np.full((36, 64, 3), level, np.uint8) for level in levels]
+  judge = AdaptiveDetector(adaptive_threshold=3.0, min_content_val=15.0, min_scene_len=0)
+  theirs = [
+    cut.frame_num
+    for i, frame in enumerate(frames)
+    for cut in judge.process_frame(FrameTimecode(i, fps=24.0), frame)
+  ]
+  ours = [start for start, _ in find(frames, "adaptive")]
+  assert [cut for cut in ours if 2 <= cut < 298] == [cut for cut in theirs if cut >= 2]
+  assert len(theirs) > 5
 
 
 def test_no_frames_have_no_shots():
