@@ -24,6 +24,8 @@ _PIXELS = 128 * 72  # of the frames that are compared
 _LEAST = 32  # pixels a side that the flow needs
 _CONTRAST = 40.0  # grey levels that the frames are stretched to; a standard deviation
 _NOISE = 1.0  # grey levels of contrast that may be noise, and are not stretched
+_SPARSE = 0.5  # of the contrast; pictures that are spread less may be noise
+_BELL = 0.8  # mean absolute deviation of a bell curve whose standard deviation is 1
 _ALIKE = 0.1  # a difference below this share needs no flow: it is no cut
 _PEAK = 1.8  # how much larger than around it a cut's residual is
 _AROUND = 2  # frames on either side that it is compared with
@@ -108,18 +110,19 @@ class FlowCuts:
         both told: what comes into view is explained by no motion, only what goes.
     """
     bars = common_bars([before.bars, now.bars])
-    a, b = before.picture(bars), now.picture(bars)
-    plain = opencv().mean(opencv().absdiff(a, b))[0] / _CONTRAST
+    (a, spread_a), (b, spread_b) = before.picture(bars), now.picture(bars)
+    whole = max(spread_a, spread_b, _SPARSE) * _CONTRAST
+    plain = _difference(a, b) / whole
     if plain < _ALIKE:
       return plain
-    found = min(plain, self._left(a, b))
-    return found if found < least else min(found, self._left(b, a))
+    found = min(plain, self._left(a, b) / whole)
+    return found if found < least else min(found, self._left(b, a) / whole)
 
   def _left(self, a: np.ndarray, b: np.ndarray) -> float:
     cv2 = opencv()
     places = self._flow.calc(a, b, None) + _grid(*a.shape)
     moved = cv2.remap(b, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return cv2.mean(cv2.absdiff(a, moved))[0] / _CONTRAST
+    return _difference(a, moved)
 
 
 class _Frame:
@@ -128,13 +131,21 @@ class _Frame:
   def __init__(self, frame: np.ndarray):
     self._luma = grey(frame)
     self.bars = dark_bars(self._luma)
-    self._made: tuple[Bars, np.ndarray] | None = None
+    self._made: tuple[Bars, tuple[np.ndarray, float]] | None = None
 
-  def picture(self, bars: Bars) -> np.ndarray:
-    """The luma between bars, at the size and with the contrast at which frames are compared."""
+  def picture(self, bars: Bars) -> tuple[np.ndarray, float]:
+    """The luma between bars, at the size and with the contrast at which frames are compared.
+
+    And its spread: how much it differs from its mean, 1 for levels that are spread like a bell
+    curve. A few small things before nothing have a small one, and differ as little from others.
+    """
     if self._made is None or self._made[0] != bars:
       self._made = bars, _stretch(_resize(crop(self._luma, bars)))
     return self._made[1]
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+  return opencv().mean(opencv().absdiff(a, b))[0]
 
 
 def _resize(luma: np.ndarray) -> np.ndarray:
@@ -145,11 +156,15 @@ def _resize(luma: np.ndarray) -> np.ndarray:
   return opencv().resize(luma, size, interpolation=way)
 
 
-def _stretch(luma: np.ndarray) -> np.ndarray:
+def _stretch(luma: np.ndarray) -> tuple[np.ndarray, float]:
   mean, deviation = (float(value[0, 0]) for value in opencv().meanStdDev(luma))
   gain = _CONTRAST / (deviation + _NOISE)
   table = np.clip((np.arange(256) - mean) * gain + 128, 0, 255).round().astype(np.uint8)
-  return opencv().LUT(luma, table)
+  picture = opencv().LUT(luma, table)
+  spread = _difference(picture, np.full_like(picture, 128)) / (
+    _BELL * gain * max(deviation, _NOISE)
+  )
+  return picture, spread
 
 
 _GRIDS: dict[tuple[int, int], Any] = {}

@@ -74,6 +74,21 @@ def test_finds_cuts_between_shots_of_like_statistics(seed):
   assert find(frames) == list(zip(ends[:-1], ends[1:], strict=True))
 
 
+def test_finds_cuts_between_a_few_small_things_on_one_background():
+  rng, frames, starts = np.random.default_rng(0), [], []
+  for _ in range(30):
+    starts.append(len(frames))
+    things = [(rng.uniform([20, 15], [108, 57]), rng.uniform(-1, 1, 2)) for _ in range(3)]
+    sizes, colours = rng.integers(5, 12, 3), rng.integers(0, 255, (3, 3))
+    for i in range(int(rng.integers(17, 30))):
+      frame = np.full((*SHAPE, 3), 90, np.uint8)
+      for (place, speed), size, colour in zip(things, sizes, colours, strict=True):
+        cv2.circle(frame, np.int32(place + speed * i).tolist(), int(size), colour.tolist(), -1)
+      frames.append(frame)
+  found = {start for start, _ in find(frames)}
+  assert found <= set(starts) and len(found) >= 27
+
+
 # ---- no cuts
 
 
