@@ -323,6 +323,8 @@ def settle(
     settled += [time + shift for time in ordered]
     shifts += [shift] * len(ordered)
     end = settled[-1]
+  if max(map(abs, shifts)) >= 2**63:
+    raise Refused("broken_timestamps", "times are beyond all numbers")
   return np.array(settled, np.int64), np.array(shifts, np.int64), seams[1:]
 
 
@@ -333,9 +335,11 @@ def _is_invented(times: np.ndarray) -> bool:
     return False
   places = np.argsort(np.argsort(times, kind="stable"), kind="stable")
   is_near = np.abs(places - np.arange(len(times))).max() <= REORDERED
-  is_even = (np.abs(steps - np.median(steps)) <= np.median(steps) / 8).mean() > 1 - _MOST_TIMELESS
-  is_often = (np.diff(times) <= 0).mean() > _MOST_TIMELESS  # else some are filled in wrongly
-  return bool(is_near and is_even and (is_often or (steps > 0).all()))
+  even = np.abs(steps - np.median(steps)) <= np.median(steps) / 8
+  is_often = (np.diff(times) <= 0).mean() > _MOST_TIMELESS
+  # Where they seldom go back, some are filled in wrongly, or another recording begins
+  is_even = even.mean() > 1 - _MOST_TIMELESS if is_often else even.all() and (steps > 0).all()
+  return bool(is_near and is_even)
 
 
 def _usual(times: np.ndarray) -> int:
@@ -410,8 +414,9 @@ def _find_holes(
     if shifts is not None and is_later and log.times[number] != NO_TIME:  # of one recording
       before = int(np.searchsorted(stamps, log.times[number] + shifts[near], "right"))
     tell(before, number, 1)
+  highest = np.maximum.accumulate(shown)
   for number in log.gaps:
-    tell(int(np.argmax(shown >= number)) if (shown >= number).any() else len(kept), number, 0)
+    tell(int(np.searchsorted(highest, number)), number, 0)
   return [Hole(before, _detail(counts[before], causes[before])) for before in sorted(causes)]
 
 

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.curate.container import Limits
@@ -260,6 +260,7 @@ def test_invented_times_of_which_some_are_told_twice():
 
 
 @settings(max_examples=100, deadline=None)
+@example([(0, 40), (1435, 40)])  # whose times overlap by less than a decoder reorders
 @given(
   st.lists(st.tuples(st.integers(-(10**6), 10**6), st.integers(40, 80)), min_size=1, max_size=5)
 )
@@ -282,6 +283,14 @@ def test_times_that_leap_again_and_again_are_refused():
   times = np.array([10**6 * (i // 3) + 40 * i for i in range(60)])
   with pytest.raises(Refused, match="times leap 19 times in 60 frames"):
     settle(times, 1500)
+
+
+def test_recordings_whose_times_lie_beyond_all_numbers_are_refused():
+  first = -(2**63) + 10
+  times = np.array([*range(0, 400, 40), *range(first, first + 400, 40)], np.int64)
+  with pytest.raises(Refused) as caught:
+    settle(times, 1500)
+  assert caught.value.reason == "broken_timestamps"
 
 
 def test_what_refers_to_a_damaged_packet_is_not_whole():
