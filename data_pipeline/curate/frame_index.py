@@ -174,7 +174,7 @@ def _decode_all(file: BinaryIO, limits: Limits) -> tuple[_Log, Fraction]:
     context = decoder.context
     context.copy_opaque = True
     codec = stream.codec_context.name
-    skipped = ByteCount(container.format.name, size, seconds_of(container))
+    skipped = ByteCount(file, container.format.name, size, seconds_of(container))
     for packet in packets_of(container, *container.streams):
       gap = skipped.add(packet, is_timed=packet.stream is stream)
       if packet.stream is not stream:

@@ -260,7 +260,7 @@ def _loses_bytes(file: BinaryIO, limits: Limits) -> bool:
   size = file.seek(0, 2)
   with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
     stream = prepare(container, limits, is_alone=False)
-    count = ByteCount(container.format.name, size, seconds_of(container))
+    count = ByteCount(file, container.format.name, size, seconds_of(container))
     packets = packets_of(container, *container.streams)
     return any(count.add(packet, is_timed=packet.stream is stream) for packet in packets)
 

@@ -28,7 +28,8 @@ CODECS |= {"mpg": MPEG2, "webm": VP8, "ogv": ("-c:v", "libtheora", "-q:v", "6")}
 CODECS |= {"xvid.avi": ("-c:v", "mpeg4", "-vtag", "XVID", "-q:v", "2", "-bf", "2")}
 CODECS |= {"xvid.asf": ("-c:v", "mpeg4", "-q:v", "2", "-bf", "2"), "hevc.mp4": HEVC}
 CODECS |= {"vp9.mp4": VP9, "mjpeg.avi": ("-c:v", "mjpeg", "-q:v", "3")}
-CODECS |= {"wmv.asf": ("-c:v", "wmv2", "-q:v", "2")}
+WMV = ("-c:v", "wmv2", "-q:v", "2")
+CODECS |= {"wmv.asf": WMV}
 
 
 @pytest.fixture(scope="session")
@@ -220,6 +221,23 @@ def test_a_clip_never_spans_a_hole(make, film, tmp_path):
   assert any(stop <= row["start_frame"] for _, stop in spans)
   assert any(start >= row["end_frame"] for start, _ in spans)
   assert all(stop <= row["start_frame"] or start >= row["end_frame"] for start, stop in spans)
+
+
+@pytest.mark.parametrize(
+  "name, options",
+  [("ts", (*H264, "-muxrate", "3000k")), ("ts", (*H264, "-muxrate", "800k")), ("asf", WMV)],
+)
+def test_stuffing_where_the_rate_varies_is_no_hole(make, film, tmp_path, name, options):
+  """Null packets of a transport stream of constant rate, and the unused rest of ASF's packets."""
+  path = tmp_path / f"stuffed.{name}"
+  left_out = ("-vf", "select='not(eq(mod(n,20),7))'", "-fps_mode", "passthrough")
+  make.ffmpeg("-i", film("mp4", 150), *left_out, *options, "-g", 25, path)
+  theirs = make.read_numbers(make.reference(path, 64, 48))
+  for trusts in (True, False):
+    with open(path, "rb") as file:
+      info = probe(file, trusts=trusts)
+      ours = make.read_numbers(list(frames(file, info)))
+    assert not info.timing.losses and list(dict.fromkeys(ours)) == theirs
 
 
 # ---- bombs
