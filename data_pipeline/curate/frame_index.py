@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from data_pipeline.curate.container import Limits, open_media, refusing
-from data_pipeline.curate.decode import NO_TIME, Index, decode_packet, place_of
+from data_pipeline.curate.decode import NO_END, NO_TIME, Index, decode_packet, place_of
 from data_pipeline.curate.decoder import Decoder
 from data_pipeline.curate.faults import (
   DAMAGED_PACKET,
@@ -97,7 +97,13 @@ class _Log:
       self.faults.setdefault(number - 1, fault)  # its end may be cut by fewer zeros than are seen
 
   def end(self) -> None:
-    """Blames the packets around a gap: that before may be cut, that behind refers back."""
+    """Blames the packets around a gap: that before may be cut, that behind refers back.
+
+    No JPEG picture is blamed for want of its end marker in a file in which most have none.
+    """
+    endless = [number for number, fault in self.faults.items() if NO_END in fault]
+    for number in endless if 2 * len(endless) > len(self.places) else ():
+      del self.faults[number]
     for number, cause in self.gaps.items():
       for near in (number - 1, number):
         if near >= 0 and (near < number or near not in self.keys):

@@ -195,6 +195,43 @@ def test_both_sides_of_a_hole_are_kept_and_nothing_is_frozen(make, film, tmp_pat
   starts_agree(path, np.random.default_rng(0), 6)
 
 
+@pytest.mark.parametrize("name", ["mkv", "ts", "mpg", "ogv", "flv", "avi", "webm"])
+def test_what_lies_behind_many_zeros_is_found(make, film, tmp_path, name):
+  """More than FFmpeg's demuxers of transport streams and Ogg go through by themselves."""
+  path, data = tmp_path / f"hole.{name}", film(name, 200, 0, 20).read_bytes()
+  place = int(0.45 * len(data))
+  path.write_bytes(data[:place] + bytes(300_000) + data[place:])
+  ours, info = parts_of(make, path)
+  runs = [run for part in ours for run in part]
+  assert runs[0][0] == 0 and runs[-1][1] == 199
+  assert {loss.reason for loss in info.timing.losses} == {"damaged"}
+
+
+def test_motion_jpeg_without_end_marks_is_whole(make, film, tmp_path):
+  """As some cameras write it; FFmpeg complains of each picture, and shows all."""
+  data, path = bytearray(film("mjpeg.avi", 40).read_bytes()), tmp_path / "endless.avi"
+  place = data.index(b"movi") + 4
+  while data[place : place + 4] == b"00dc":
+    end = place + 8 + int.from_bytes(data[place + 4 : place + 8], "little")
+    mark = data.rindex(b"\xff\xd9", place, end)
+    data[mark:end] = bytes(end - mark)
+    place = end + end % 2
+  path.write_bytes(data)
+  ours, info = parts_of(make, path)
+  assert ours == [[(0, 39)]] and not info.timing.losses
+
+
+@pytest.mark.parametrize("name, codec", [("avi", "mpeg4"), ("mkv", "libx264"), ("webm", "libvpx")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_slow_videos_are_not_truncated(make, tmp_path, name, codec, count):
+  """Their last frame is a large share of what the header says."""
+  path = tmp_path / f"slow.{name}"
+  make.ffmpeg(*make.pattern(rate="0.2", seconds=5 * count), "-c:v", codec, path)
+  with open(path, "rb") as file:
+    info = probe(file)
+  assert (info.frames, info.declared_frames, info.damage) == (count, count, "")
+
+
 @pytest.mark.parametrize("name", ["avi", "h264", "mjpeg.avi", "ogv"])
 def test_holes_in_files_without_times_of_their_own(make, film, tmp_path, name):
   path = tmp_path / f"hole.{name}"
