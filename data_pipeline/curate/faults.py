@@ -12,10 +12,8 @@ _LEAP = 1.5  # usual intervals: a longer one is looked into
 _INTERLEAVED = ("matroska,webm", "avi", "flv", "asf", "mpegts", "mpeg", "ogg", "nut")
 _LOST_SHARE = 0.2  # of the bytes that the time of a leap takes on average: so many are lost
 _LOST_BYTES = 100
-_NULL_PACKET, _TS_PACKET_BYTES = (
-  b"\x47\x1f\xff",
-  188,
-)  # ISO/IEC 13818-1: they keep the rate constant
+_SYNC, _TS_PACKET_BYTES = 0x47, 188  # of transport streams, ISO/IEC 13818-1
+_TS_STEPS = (188, 192, 204)  # from one packet to the next, with times or parity between them
 _READ_BYTES = 1 << 20
 # Runs of zeros that packets of a codec never hold, but for stuffing before a start code or at the
 # end. H.264 and HEVC forbid three in a unit (7.4.1 of both); before it stand up to four more.
@@ -74,7 +72,8 @@ class ByteCount:
 
   Formats whose packets do not follow each other in the file tell nothing.
 
-  Stuffing is not missing: null packets of transport streams, the rest of a data packet of ASF.
+  What formats hold by themselves is not missing: packets of tables, of clocks and of nothing in
+  transport streams, the rest of a data packet of ASF.
 
   Args:
     file: that a demuxer reads; its place in it stays.
@@ -130,21 +129,30 @@ class ByteCount:
     least = max(least, self._step) if self._name == "asf" else least
     for ago, skipped in enumerate(reversed(self._skipped)):  # time may leap one packet late
       if skipped > least and self._name == "mpegts":
-        skipped -= self._count_nulls(*self._places[1 - ago : 3 - ago])
+        skipped = self._count_junk(*self._places[1 - ago : 3 - ago])
       if skipped > least:
         is_timed = ago == 0 or self._jumps[0] > passed / 2
         return Gap(ago, is_timed, f"{skipped} bytes of the file belong to no packet")
     return None
 
-  def _count_nulls(self, start: int, stop: int) -> int:
-    """Bytes of null packets in a part of the file."""
-    place, kept, count = self._file.tell(), b"", 0
-    self._file.seek(start)
-    while start < stop and (data := self._file.read(min(_READ_BYTES, stop - start))):
-      count += (kept + data).count(_NULL_PACKET)
-      start, kept = start + len(data), data[1 - len(_NULL_PACKET) :]
+  def _count_junk(self, start: int, stop: int) -> int:
+    """Bytes that are no packets of a transport stream, in a part of the file."""
+    place, junk = self._file.tell(), 0
+    while start < stop:
+      self._file.seek(start)
+      data = self._file.read(_READ_BYTES + max(_TS_STEPS))
+      at, end = 0, min(_READ_BYTES, stop - start, len(data))
+      while at < end:
+        after = [data[at + step] for step in _TS_STEPS if at + step < len(data)]
+        if data[at] == _SYNC and (_SYNC in after or not after):
+          at += _TS_PACKET_BYTES
+        else:
+          found = data.find(_SYNC, at + 1, end)
+          at, before = (end if found < 0 else found), at
+          junk += at - before
+      start = start + at if data else stop
     self._file.seek(place)
-    return _TS_PACKET_BYTES * count
+    return junk
 
   def _note_jump(self, packet: Any) -> None:
     latest, jump = self._latest, 0.0
