@@ -5,7 +5,6 @@ Lists come as Python, JSON or NumPy write them: ['a', "b"], ["a", "b"], ['a' 'b'
 
 import ast
 import json
-import math
 import re
 import warnings
 from typing import Any
@@ -17,6 +16,7 @@ _TUPLE = re.compile(
   rf"\(\s*{_STRING}\s*,\s*(?:{_STRING}\s*(?:,\s*{_STRING}\s*)*,?\s*)?\)", re.DOTALL
 )
 _BEGIN, _END = re.compile(r"\[\s*[uU]?['\"]"), re.compile(r"['\"]\s*,?\s*\]\Z")
+_MOST_SECONDS = 1e12
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d{1,2}):)?((?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?)s?")
 
 
@@ -77,13 +77,13 @@ def read_seconds(value: Any) -> float:
     ValueError: it is none.
   """
   if isinstance(value, (int, float)) and not isinstance(value, bool):
-    seconds = float(value)
+    seconds = value
   else:
     found = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
     if not found:
       raise ValueError(f"{str(value)[:40]!r} is no time. Give seconds, or HH:MM:SS.mmm")
-    hours, minutes, rest = found.groups()
-    seconds = 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(rest.replace(",", "."))
-  if not 0 <= seconds < math.inf:
-    raise ValueError(f"{value!r} is no time at or after 0")
-  return seconds
+    hours, minutes, rest = (float((part or "0").replace(",", ".")) for part in found.groups())
+    seconds = 3600 * hours + 60 * minutes + rest
+  if not 0 <= seconds <= _MOST_SECONDS:
+    raise ValueError(f"{str(value)[:40]!r} is no time at or after 0")
+  return float(seconds)

@@ -30,14 +30,17 @@ FORMATS = (
 _OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
 _OPTIONS |= {"max_fps": "99", "default_fps": "10"}  # of animated PNG: 100 ms for 10 ms or less
 _BUFFER_BYTES = 1 << 18
-_PNG = b"\x89PNG\r\n\x1a\n"
+_FORCED = {  # magic: the format that is meant, where FFmpeg misses it
+  b"\x89PNG\r\n\x1a\n": "apng",  # behind long metadata
+  b"\xff\xd8\xff": "mjpeg",  # with zeros between its pictures
+}
 logging.getLogger("libav").addHandler(logging.NullHandler())
 av.logging.set_skip_repeated(False)
 logging.getLogger("libav").propagate = False  # what decoders say is looked at by `decode`
 _CONTAINERS = (  # (place, bytes): what a file begins with that was a video once
   *((4, word) for word in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
   *((0, word) for word in (b"\x1aE\xdf\xa3", b"FLV", b"OggS", b"GIF8", b"0&\xb2u", b"DKIF")),
-  *((0, word) for word in (b"\0\0\1\xba", b"\0\0\1\xb3", b"YUV4MPEG2", _PNG)),
+  *((0, word) for word in (b"\0\0\1\xba", b"\0\0\1\xb3", b"YUV4MPEG2", *_FORCED)),
   *((8, word) for word in (b"AVI ", b"AVIX")),
 )
 
@@ -120,7 +123,7 @@ def open_media(file: BinaryIO, *, max_pixels: int) -> Iterator[Any]:
     container = av.open(
       _Reader(SlowedGif(file) if head.startswith(b"GIF8") else file),
       mode="r",
-      format="apng" if head.startswith(_PNG) else None,  # FFmpeg misses it behind long metadata
+      format=next((form for magic, form in _FORCED.items() if head.startswith(magic)), None),
       options={"max_pixels": str(max_pixels), "threads": "1"},
       container_options=_OPTIONS,
       metadata_errors="replace",

@@ -28,7 +28,8 @@ _SECONDS_BACK = 10  # for a second try, where seeking ended too late
 _PACKETS_TO_ANCHOR = 500  # after a seek
 _BY_BYTES = ("mpegts", "flv", "h264", "hevc", "mpegvideo", "m4v", "mpeg")  # formats sought by bytes
 # What decoders log of frames that they could not decode whole and yet show
-_CONCEALED = ("concealing", "EOI missing")
+NO_END = "EOI missing"
+_CONCEALED = ("concealing", NO_END)
 # Errors that they log of frames that are whole
 _HARMLESS = ("co located POCs", "mmco", "number of reference frames", "Late SEI", "SEI type")
 _HARMLESS += ("Header packet passed",)

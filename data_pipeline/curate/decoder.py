@@ -94,7 +94,7 @@ def refuse_layer(packet: Any) -> None:
   if context.name != "hevc" or not packet.size:
     return
   setup, data = bytes(context.extradata or b""), bytes(packet)
-  is_framed = setup[:1] == b"\1"
+  is_framed = setup[:1] == b"\1" and len(setup) > 21
   units = [*_units_of_setup(setup), *_framed(data, (setup[21] & 3) + 1)] if is_framed else []
   units = units or [*_after_start_codes(setup), *_after_start_codes(data)]
   if any(unit[0] >> 1 & 63 == _SEI and unit[2] == _ALPHA_INFORMATION for unit in units):

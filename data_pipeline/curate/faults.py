@@ -1,6 +1,6 @@
 """Finds what is wrong with the packets of a file, without decoding them."""
 
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,9 @@ _LEAP = 1.5  # usual intervals: a longer one is looked into
 _INTERLEAVED = ("matroska,webm", "avi", "flv", "asf", "mpegts", "mpeg", "ogg", "nut")
 _LOST_SHARE = 0.2  # of the bytes that the time of a leap takes on average: so many are lost
 _LOST_BYTES = 100
+_SYNC, _TS_PACKET_BYTES = 0x47, 188  # of transport streams, ISO/IEC 13818-1
+_TS_STEPS = (188, 192, 204)  # from one packet to the next, with times or parity between them
+_READ_BYTES = 1 << 20
 # Runs of zeros that packets of a codec never hold, but for stuffing before a start code or at the
 # end. H.264 and HEVC forbid three in a unit (7.4.1 of both); before it stand up to four more.
 _RUNS: dict[str, bytes] = dict.fromkeys(["h264", "hevc"], bytes(8))
@@ -69,15 +72,23 @@ class ByteCount:
 
   Formats whose packets do not follow each other in the file tell nothing.
 
+  What formats hold by themselves is not missing: packets of tables, of clocks and of nothing in
+  transport streams, the rest of a data packet of ASF.
+
   Args:
+    file: that a demuxer reads; its place in it stays.
     name: of the format, FFmpeg's.
     size: of the file, bytes.
     seconds: of the file, about: what is skipped is compared with the mean rate.
   """
 
-  def __init__(self, name: str, size: int, seconds: float):
+  def __init__(self, file: BinaryIO, name: str, size: int, seconds: float):
+    self._file, self._name = file, name
     self._rate = size / seconds if seconds > 0 and name in _INTERLEAVED else None
     self._end: int | None = None
+    self._position = 0  # of the last packet
+    self._places = [0, 0, 0]  # positions of the last packets of the stream, and of this one
+    self._step = 0  # the least between positions: of ASF, the size of a data packet
     self._skipped = [0, 0]  # before the last packet of the stream, and before this one
     self._before: int | None = None
     self._usual = 0.0
@@ -96,12 +107,15 @@ class ByteCount:
       return None
     if packet.pos is not None and packet.pos >= 0:
       self._skipped[1] += 0 if self._end is None else max(0, packet.pos - self._end)
-      self._end = max(packet.pos, self._end or 0)
+      step = packet.pos - self._position
+      self._step = min(self._step or step, step) if step > 0 else self._step
+      self._end, self._position = max(packet.pos, self._end or 0), packet.pos
     if self._end is not None:
       self._end += packet.size
     if not is_timed:
       return None
     self._note_jump(packet)
+    self._places = [*self._places[1:], self._position]
     gap = None if packet.dts is None else self._look(packet)
     self._skipped = [0, 0] if gap else [self._skipped[1], 0]
     return gap
@@ -112,11 +126,33 @@ class ByteCount:
     if self._rate is None or not 0 < _LEAP * usual < passed:
       return None
     least = max(_LOST_BYTES, _LOST_SHARE * self._rate * passed)
+    least = max(least, self._step) if self._name == "asf" else least
     for ago, skipped in enumerate(reversed(self._skipped)):  # time may leap one packet late
+      if skipped > least and self._name == "mpegts":
+        skipped = self._count_junk(*self._places[1 - ago : 3 - ago])
       if skipped > least:
         is_timed = ago == 0 or self._jumps[0] > passed / 2
         return Gap(ago, is_timed, f"{skipped} bytes of the file belong to no packet")
     return None
+
+  def _count_junk(self, start: int, stop: int) -> int:
+    """Bytes that are no packets of a transport stream, in a part of the file."""
+    place, junk = self._file.tell(), 0
+    while start < stop:
+      self._file.seek(start)
+      data = self._file.read(_READ_BYTES + max(_TS_STEPS))
+      at, end = 0, min(_READ_BYTES, stop - start, len(data))
+      while at < end:
+        after = [data[at + step] for step in _TS_STEPS if at + step < len(data)]
+        if data[at] == _SYNC and (_SYNC in after or not after):
+          at += _TS_PACKET_BYTES
+        else:
+          found = data.find(_SYNC, at + 1, end)
+          at, before = (end if found < 0 else found), at
+          junk += at - before
+      start = start + at if data else stop
+    self._file.seek(place)
+    return junk
 
   def _note_jump(self, packet: Any) -> None:
     latest, jump = self._latest, 0.0

@@ -2,7 +2,7 @@
 
 Cameras put other pictures behind a photograph too: a preview, a gain map. Those have another size,
 or an index of them (CIPA DC-007, "MPF") stands in the first. Frames of a stream have one size and
-no index.
+no index; few zeros may stand between them.
 """
 
 from typing import BinaryIO, NamedTuple
@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 _START, _END, _SCAN, _INDEX = b"\xff\xd8", b"\xff\xd9", 0xDA, 0xE2
 _SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of frame headers
 _MOST_SEGMENTS = 1000
+_MOST_STUFFING = 4096  # bytes
 _PIECE_BYTES = 1 << 20
 
 
@@ -32,8 +33,13 @@ def is_jpeg_stream(file: BinaryIO) -> bool:
   first = _read_head(file, 0)
   if first is None or first.has_index:
     return False
-  end = _find(file, first.scan, _END + _START)
-  second = None if end is None else _read_head(file, end + len(_END))
+  end = _find(file, first.scan, _END)
+  if end is None:
+    return False
+  end += len(_END)
+  file.seek(end)
+  stuffing = file.read(_MOST_STUFFING)
+  second = _read_head(file, end + len(stuffing) - len(stuffing.lstrip(b"\0")))
   return second is not None and second.size == first.size
 
 

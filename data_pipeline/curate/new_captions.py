@@ -235,7 +235,7 @@ class Replacement:
         self._changed[name],
         kept,
         shots=self._cut[name]["shots"],
-        seconds=None,
+        seconds=self._rows[name].get("seconds"),
         inherit=self._settings.write.inherit_captions,
       )
     renew_stamps(self._place, self._compared)

@@ -22,6 +22,7 @@ from data_pipeline.curate.faults import REORDERED, ByteCount, find_fault, is_hid
 from data_pipeline.curate.types import Refused
 
 CUT_OFF = "the file was cut before frames that are shown here"
+_FAILURES = 10_000  # of a demuxer, one after the other
 _TRIES = 300  # packets within which a frame has to come out
 _DECLARE = ("matroska,webm", "avi", "flv", "asf")  # their headers say how long they are
 _BEGINNINGS = {  # of formats of which demuxers read one file only: what it begins with, where
@@ -87,7 +88,7 @@ def survey(file: BinaryIO, limits: Limits) -> Survey:
     read = _read(container, stream, limits, size)
     stamps, first = read.stamps, read.first
     declared = _declared_seconds(container, stream)
-    seconds = float((int(stamps[-1]) - int(stamps[0])) * stream.time_base) if len(stamps) else 0
+    seconds = _length(stamps, read.last_ticks) * float(stream.time_base)
     is_short = container.format.name in _DECLARE and declared > 1.05 * (seconds + 1)
     is_short = (is_short and len(stamps) > 0) or _ends_early(size, stream)
     context = stream.codec_context
@@ -142,18 +143,26 @@ def prepare(container: Any, limits: Limits, *, is_alone: bool = True) -> Any:
 def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
   """The packets of streams, as far as the file can be read; an empty one ends them.
 
+  Where a demuxer gives up seeking the next packet, in a hole, it is asked again, from there on.
+
   Args:
     streams: none for all; then nothing ends them.
   """
-  try:
-    yield from container.demux(*streams)
-  except (FFmpegError, IndexError) as error:  # IndexError: PyAV, of streams that appear later
-    if isinstance(error, MemoryError):
-      raise
-    for stream in streams:
-      end = Packet()
-      end.stream = stream
-      yield end
+  failures = 0
+  while failures < _FAILURES:
+    try:
+      for packet in container.demux(*streams):
+        failures = 0 if packet.size else failures
+        yield packet
+      return
+    except (FFmpegError, IndexError) as error:  # IndexError: PyAV, of streams that appear later
+      if isinstance(error, MemoryError):
+        raise
+      failures += 1
+  for stream in streams:
+    end = Packet()
+    end.stream = stream
+    yield end
 
 
 class _Read(NamedTuple):
@@ -260,9 +269,17 @@ def _loses_bytes(file: BinaryIO, limits: Limits) -> bool:
   size = file.seek(0, 2)
   with open_media(file, max_pixels=limits.max_pixels) as container, refusing():
     stream = prepare(container, limits, is_alone=False)
-    count = ByteCount(container.format.name, size, seconds_of(container))
+    count = ByteCount(file, container.format.name, size, seconds_of(container))
     packets = packets_of(container, *container.streams)
     return any(count.add(packet, is_timed=packet.stream is stream) for packet in packets)
+
+
+def _length(stamps: np.ndarray, last_ticks: int) -> float:
+  """Ticks of all frames; the last is shown as long as others, or longer if it says so."""
+  if not len(stamps):
+    return 0.0
+  usual = float(np.median(np.diff(stamps.astype(np.float64)))) if len(stamps) > 1 else 0.0
+  return int(stamps[-1]) - int(stamps[0]) + max(usual, last_ticks)
 
 
 def seconds_of(container: Any) -> float:

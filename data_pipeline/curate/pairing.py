@@ -11,6 +11,7 @@ With two videos for (3) nobody can tell: BadInput. Otherwise it is alone.
 """
 
 import os
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -68,6 +69,7 @@ def pair(where: str, videos: Iterable[str], cars: Iterable[str], *, by_key: bool
   cars = sorted(cars, key=lambda car: (_rank(car), car))
   stems_said = {_base(car) for car in cars}
   of, alone = defaultdict(list), set()
+  orders: dict[str, _Order] = {}
   for car in cars:
     base, stems = _base(car), keys.get(_key(car), {})
     if base in names:
@@ -75,7 +77,8 @@ def pair(where: str, videos: Iterable[str], cars: Iterable[str], *, by_key: bool
     elif base in stems:
       found = stems[base]
     else:
-      stem = _find(where, car, list(stems), stems_said if by_key else None)
+      order = orders[_key(car)] = orders.get(_key(car)) or _Order.of(stems)
+      stem = _find(where, car, order, stems_said if by_key else None)
       found = [] if stem is None else stems[stem]
     for video in found:
       of[video].append(car)
@@ -96,25 +99,42 @@ def pair_folders(videos: Iterable[str], cars: Iterable[str]) -> Pairs:
   return Pairs(of, frozenset().union(*(one.alone for one in pairs)))
 
 
-def _find(where: str, car: str, stems: list[str], said: set[str] | None) -> str | None:
+class _Order(NamedTuple):
+  """The stems of a key. Attributes: stems: sorted. lengths: of them, the greatest first."""
+
+  stems: list[str]
+  lengths: list[int]
+
+  @classmethod
+  def of(cls, stems: Iterable[str]) -> "_Order":
+    return cls(sorted(stems), sorted(set(map(len, stems)), reverse=True))
+
+  def has(self, stem: str) -> bool:
+    place = bisect_left(self.stems, stem)
+    return self.stems[place : place + 1] == [stem]
+
+  def going_on(self, base: str) -> list[str]:
+    """The first three stems that go on from a name."""
+    begin = bisect_left(self.stems, f"{base}.")
+    return [stem for stem in self.stems[begin : begin + 3] if stem.startswith(f"{base}.")]
+
+
+def _find(where: str, car: str, order: _Order, said: set[str] | None) -> str | None:
   """The stem that a caption file goes with, of those of its key; None for none."""
-  base = _base(car)
-  whole = [stem for stem in stems if not any(_goes_on(other, stem) for other in stems)]
-  if before := [stem for stem in whole if _goes_on(base, stem)]:
-    return max(before, key=len)
-  after = [stem for stem in stems if _goes_on(stem, base)]
+  base, stems = _base(car), order.stems
+  for length in order.lengths:
+    before = base[:length]
+    if base[length : length + 1] == "." and order.has(before) and not order.going_on(before):
+      return before
+  after = order.going_on(base)
   if len(after) > 1:
     raise BadInput(
-      f"curate: {where}: the captions in {car} may be of {' or '.join(sorted(after)[:3])}. Give "
+      f"curate: {where}: the captions in {car} may be of {' or '.join(after)}. Give "
       "each video a caption file of its own name."
     )
   if after:
     return after[0]
   return stems[0] if stems and said is not None and stems[0] not in said else None
-
-
-def _goes_on(stem: str, base: str) -> bool:
-  return stem.startswith(f"{base}.")
 
 
 def _rank(car: str) -> int:

@@ -12,6 +12,8 @@ ADVICE = {
   "every clip",
   "not_inherited": "they are of whole sources, and curate.write.inherit_captions is none",
   "no_clip_then": "no clip of their part was kept, see rejects.jsonl",
+  "small_part": "their part is less than half of each clip that it meets; a smaller "
+  "--config.curate.windows.max_seconds makes shorter clips",
   "beyond_end": "their part begins after the video ends; are these the times of a longer video?",
   "no_clip": "their source gave no clip, see rejects.jsonl",
 }
@@ -67,12 +69,18 @@ def count_captions(
   for span in source.spans:
     given += len(span.captions)
     if not any(_covers(span, *time) for time in times):
-      is_beyond = seconds is not None and span.start_seconds >= seconds
-      unused["beyond_end" if is_beyond else "no_clip_then" if clips else "no_clip"] += len(
-        span.captions
-      )
+      unused[_why_unplaced(span, times, seconds)] += len(span.captions)
   found = {reason: count for reason, count in sorted(unused.items()) if count}
   return {"given": given, "used": given - sum(found.values()), "unused": found}
+
+
+def _why_unplaced(span: Span, times: Collection[tuple[float, float]], seconds: float | None) -> str:
+  """The key of `ADVICE` for the captions of a part that covers no clip."""
+  if seconds is not None and span.start_seconds >= seconds:
+    return "beyond_end"
+  if any(begin < span.end_seconds and span.start_seconds < end for begin, end in times):
+    return "small_part"
+  return "no_clip_then" if times else "no_clip"
 
 
 def sum_captions(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -37,16 +37,22 @@ class Settled(NamedTuple):
     source = self.summary["source"]
     facts = {"name": source["name"], "stamp": source["stamp"]}
     facts |= {name: self.summary[name] for name in CUT_FACTS if name in self.summary}
+    facts |= {} if self.seconds is None else {"seconds": self.seconds}
     return facts | {"clips": self.kept(), "usage": usage, "captions": self.captions()}
+
+  @property
+  def seconds(self) -> float | None:
+    """Of the source; None where it could not be read."""
+    media = self.summary["media"]
+    return media["frames"] / media["fps"] if media and media["fps"] else None
 
   def captions(self) -> dict[str, Any]:
     """What became of the captions that were given, see `placing.count_captions`."""
-    media = self.summary["media"]
     return count_captions(
       read_source(self.summary["source"]),
       self.kept(),
       shots=self.summary["shots"],
-      seconds=media["frames"] / media["fps"] if media and media["fps"] else None,
+      seconds=self.seconds,
       inherit=self.inherit,
     )
 

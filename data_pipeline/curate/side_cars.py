@@ -13,6 +13,7 @@ lists of times, as in HowTo100M ({"start": […], "end": […], "text": […]}).
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -90,8 +91,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   """The object of a JSON text. Raises ValueError: a key is there twice."""
   found = dict(pairs)
   if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+    counts = Counter(name for name, _ in pairs)
+    raise ValueError(f"the key {next(n for n in counts if counts[n] > 1)!r} is there twice")
   return found
 
 

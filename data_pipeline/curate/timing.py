@@ -148,9 +148,9 @@ def measure(
     raise Refused("too_many_frames", f"{frames} frames at {float(fps):g} fps")
   timing = Timing(first, tick, fps, frames, is_variable, len(stamps))
   timing = dataclasses.replace(timing, dropped=_count_dropped(stamps, timing))
-  losses = _held(timing, times, 1 / usual, max_held_seconds)
-  losses += [_missing(timing, np.sort(stamps), 1 / usual, *hole) for hole in holes]
-  starts = [timing.slot(int(np.sort(stamps)[seam])) for seam in seams]
+  losses, ordered = _held(timing, times, 1 / usual, max_held_seconds), np.sort(stamps)
+  losses += [_missing(timing, ordered, 1 / usual, *hole) for hole in holes]
+  starts = [timing.slot(int(ordered[seam])) for seam in seams]
   return dataclasses.replace(timing, losses=_merged(losses, frames), seams=tuple(starts))
 
 

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.curate.container import Limits
@@ -28,7 +28,8 @@ CODECS |= {"mpg": MPEG2, "webm": VP8, "ogv": ("-c:v", "libtheora", "-q:v", "6")}
 CODECS |= {"xvid.avi": ("-c:v", "mpeg4", "-vtag", "XVID", "-q:v", "2", "-bf", "2")}
 CODECS |= {"xvid.asf": ("-c:v", "mpeg4", "-q:v", "2", "-bf", "2"), "hevc.mp4": HEVC}
 CODECS |= {"vp9.mp4": VP9, "mjpeg.avi": ("-c:v", "mjpeg", "-q:v", "3")}
-CODECS |= {"wmv.asf": ("-c:v", "wmv2", "-q:v", "2")}
+WMV = ("-c:v", "wmv2", "-q:v", "2")
+CODECS |= {"wmv.asf": WMV}
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +195,43 @@ def test_both_sides_of_a_hole_are_kept_and_nothing_is_frozen(make, film, tmp_pat
   starts_agree(path, np.random.default_rng(0), 6)
 
 
+@pytest.mark.parametrize("name", ["mkv", "ts", "mpg", "ogv", "flv", "avi", "webm"])
+def test_what_lies_behind_many_zeros_is_found(make, film, tmp_path, name):
+  """More than FFmpeg's demuxers of transport streams and Ogg go through by themselves."""
+  path, data = tmp_path / f"hole.{name}", film(name, 200, 0, 20).read_bytes()
+  place = int(0.45 * len(data))
+  path.write_bytes(data[:place] + bytes(300_000) + data[place:])
+  ours, info = parts_of(make, path)
+  runs = [run for part in ours for run in part]
+  assert runs[0][0] == 0 and runs[-1][1] == 199
+  assert {loss.reason for loss in info.timing.losses} == {"damaged"}
+
+
+def test_motion_jpeg_without_end_marks_is_whole(make, film, tmp_path):
+  """As some cameras write it; FFmpeg complains of each picture, and shows all."""
+  data, path = bytearray(film("mjpeg.avi", 40).read_bytes()), tmp_path / "endless.avi"
+  place = data.index(b"movi") + 4
+  while data[place : place + 4] == b"00dc":
+    end = place + 8 + int.from_bytes(data[place + 4 : place + 8], "little")
+    mark = data.rindex(b"\xff\xd9", place, end)
+    data[mark:end] = bytes(end - mark)
+    place = end + end % 2
+  path.write_bytes(data)
+  ours, info = parts_of(make, path)
+  assert ours == [[(0, 39)]] and not info.timing.losses
+
+
+@pytest.mark.parametrize("name, codec", [("avi", "mpeg4"), ("mkv", "libx264"), ("webm", "libvpx")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_slow_videos_are_not_truncated(make, tmp_path, name, codec, count):
+  """Their last frame is a large share of what the header says."""
+  path = tmp_path / f"slow.{name}"
+  make.ffmpeg(*make.pattern(rate="0.2", seconds=5 * count), "-c:v", codec, path)
+  with open(path, "rb") as file:
+    info = probe(file)
+  assert (info.frames, info.declared_frames, info.damage) == (count, count, "")
+
+
 @pytest.mark.parametrize("name", ["avi", "h264", "mjpeg.avi", "ogv"])
 def test_holes_in_files_without_times_of_their_own(make, film, tmp_path, name):
   path = tmp_path / f"hole.{name}"
@@ -220,6 +258,24 @@ def test_a_clip_never_spans_a_hole(make, film, tmp_path):
   assert any(stop <= row["start_frame"] for _, stop in spans)
   assert any(start >= row["end_frame"] for start, _ in spans)
   assert all(stop <= row["start_frame"] or start >= row["end_frame"] for start, stop in spans)
+
+
+STUFFED = {"ts": H264, "3000k.ts": (*H264, "-muxrate", "3000k"), "asf": WMV}
+STUFFED |= {"500k.ts": (*H264, "-muxrate", "500k"), "mkv": H264, "flv": H264, "m2ts": H264}
+
+
+@pytest.mark.parametrize("chosen", ["not(eq(mod(n,20),7))", "lt(n,40)+not(mod(n,20))+gt(n,120)"])
+@pytest.mark.parametrize("name", STUFFED)
+def test_varying_rates_are_no_holes(make, film, tmp_path, name, chosen):
+  """Whatever the container holds besides: tables, clocks, null packets, the rest of a packet."""
+  path, chosen = tmp_path / f"a.{name}", ("-vf", f"select='{chosen}'", "-fps_mode", "passthrough")
+  make.ffmpeg("-i", film("mp4", 150), *chosen, *STUFFED[name], "-g", 25, path)
+  theirs = make.read_numbers(make.reference(path, 64, 48))
+  for trusts in (True, False):
+    with open(path, "rb") as file:
+      info = probe(file, Limits(max_held_seconds=2), trusts=trusts)
+      ours = make.read_numbers(list(frames(file, info)))
+    assert not info.timing.losses and list(dict.fromkeys(ours)) == theirs
 
 
 # ---- bombs
@@ -260,6 +316,7 @@ def test_invented_times_of_which_some_are_told_twice():
 
 
 @settings(max_examples=100, deadline=None)
+@example([(0, 40), (1435, 40)])  # whose times overlap by less than a decoder reorders
 @given(
   st.lists(st.tuples(st.integers(-(10**6), 10**6), st.integers(40, 80)), min_size=1, max_size=5)
 )
@@ -282,6 +339,14 @@ def test_times_that_leap_again_and_again_are_refused():
   times = np.array([10**6 * (i // 3) + 40 * i for i in range(60)])
   with pytest.raises(Refused, match="times leap 19 times in 60 frames"):
     settle(times, 1500)
+
+
+def test_recordings_whose_times_lie_beyond_all_numbers_are_refused():
+  first = -(2**63) + 10
+  times = np.array([*range(0, 400, 40), *range(first, first + 400, 40)], np.int64)
+  with pytest.raises(Refused) as caught:
+    settle(times, 1500)
+  assert caught.value.reason == "broken_timestamps"
 
 
 def test_what_refers_to_a_damaged_packet_is_not_whole():

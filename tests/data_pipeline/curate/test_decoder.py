@@ -1,5 +1,7 @@
 """Alpha of videos: laid over black wherever it lies, or the source is refused by name."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from av.codec.codec import UnknownCodecError
@@ -76,6 +78,17 @@ def test_a_second_layer_of_hevc_is_refused(make, tmp_path, name, pixels):
     return
   with open(path, "rb") as file, pytest.raises(Refused, match="alpha: .* second layer of HEVC"):
     probe(file)
+
+
+@pytest.mark.parametrize("kept", range(25))
+def test_a_setup_of_hevc_may_be_cut_anywhere(kept):
+  setup = (b"\1" * 25)[:kept]
+
+  class Packet(bytes):
+    size = property(len)
+    stream = SimpleNamespace(codec_context=SimpleNamespace(name="hevc", extradata=setup))
+
+  decoder.refuse_layer(Packet(b"\0\0\1\x4e\1\4"))
 
 
 def test_an_apng_with_a_named_profile_is_safe(functions, tmp_path):

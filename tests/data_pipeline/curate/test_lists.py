@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import string
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from data_pipeline.curate.sources import find_sources
 from data_pipeline.curate.types import Source, Span
 from data_pipeline.errors import BadInput
 
+HUGE = 9**500  # no float is so large
 FILES = {name: "1" for name in ("a.mp4", "b.mp4", "v/c.mp4", "-5NN5hdIwTc.mp4")}
 
 
@@ -197,6 +199,8 @@ def test_lists_as_the_field_writes_them(fill, tmp_path, name, text, wanted):
     ("l.csv", "path,text,start,end\na.mp4,x,1,\n", "line 2, column 'end': it is empty"),
     ("l.csv", "path,text,start,end\na.mp4,x,2,1\n", "column 'start' and 'end': a part from 2 to 1"),
     ("l.csv", "path,text,start,end\na.mp4,x,now,1\n", "line 2, column 'start': 'now' is no time"),
+    ("l.csv", f"path,text,start,end\na.mp4,x,0,{HUGE}:0:0\n", "line 2, column 'end': .* no time"),
+    ("l.jsonl", f'{{"path": "a.mp4", "cap": "x", "start": 0, "end": {HUGE}}}', "'end': .* no time"),
     ("l.csv", 'path,text,cut\na.mp4,x,"[0, 9]"\n', "line 2, column 'cut': it counts frames"),
     ("l.csv", "path,spans\na.mp4,0-4\n", "line 2, column 'spans': '0-4' is neither JSON nor"),
     ("l.csv", "path,split\na.mp4,mine\n", "line 2, column 'split': split='mine' is not one of"),
@@ -341,3 +345,13 @@ def test_a_list_without_captions_says_so(fill, tmp_path):
   assert told(tmp_path / "l.csv").endswith(
     "l.csv: no column holds captions; columns that are not used: kind, fps"
   )
+
+
+def test_a_key_that_comes_twice_is_found_in_moments(tmp_path, fill):
+  """Among 100,000 keys, the last one: comparing each with all others would take a minute."""
+  keys = "".join(f'"k{number}": 1, ' for number in range(100_000))
+  fill(tmp_path, {"l.jsonl": f'{{{keys} "k99999": 2}}'})
+  begin = time.process_time()
+  with pytest.raises(BadInput, match="line 1 .*'k99999' is there twice"):
+    list(find_sources(str(tmp_path / "l.jsonl")))
+  assert time.process_time() - begin < 5

@@ -3,12 +3,14 @@
 import io
 import json
 import tarfile
+import time
 
 import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.curate import pairing
 from data_pipeline.curate.notes import Notes
 from data_pipeline.curate.sources import find_sources
 from data_pipeline.curate.types import Reject, Source
@@ -213,3 +215,13 @@ def test_videofolder(fill, tmp_path, monkeypatch):
     look(tmp_path)
   fill(tmp_path, {"u/metadata.jsonl": jsonl, "t/metadata.csv": "id,label\n1,2\n"})
   assert look(tmp_path)[1] == {"t/metadata.csv": "unread_list", "u/other.csv": "unread_list"}
+
+
+def test_many_names_with_dots_are_paired_in_moments():
+  """Each caption file is found by halving: looking at all pairs of names would take minutes."""
+  names = [f"film.{number:05}" for number in range(3000)]
+  cars = [f"{name}.en.txt" for name in names]
+  begin = time.process_time()
+  pairs = pairing.pair("x", [f"{name}.mp4" for name in names], cars, by_key=False)
+  assert time.process_time() - begin < 5
+  assert pairs.of == {f"{name}.mp4": [car] for name, car in zip(names, cars, strict=True)}

@@ -15,11 +15,12 @@ CLIPS = [dict(start_frame=0, frames=20, fps=10.0), dict(start_frame=20, frames=4
 @pytest.mark.parametrize(
   "clips, shots, inherit, unused",
   [
-    (CLIPS, 1, "one_shot", {"beyond_end": 1, "no_clip_then": 2}),
-    (CLIPS, 2, "one_shot", {"beyond_end": 1, "no_clip_then": 2, "several_shots": 2}),
-    (CLIPS, 2, "all", {"beyond_end": 1, "no_clip_then": 2}),
-    (CLIPS, 1, "none", {"beyond_end": 1, "no_clip_then": 2, "not_inherited": 2}),
-    (CLIPS[1:], 1, "all", {"beyond_end": 1, "no_clip_then": 3}),
+    (CLIPS, 1, "one_shot", {"beyond_end": 1, "small_part": 2}),
+    (CLIPS, 2, "one_shot", {"beyond_end": 1, "several_shots": 2, "small_part": 2}),
+    (CLIPS, 2, "all", {"beyond_end": 1, "small_part": 2}),
+    (CLIPS, 1, "none", {"beyond_end": 1, "not_inherited": 2, "small_part": 2}),
+    (CLIPS[:1], 1, "all", {"beyond_end": 1, "no_clip_then": 2}),
+    (CLIPS[1:], 1, "all", {"beyond_end": 1, "no_clip_then": 1, "small_part": 2}),
     ([], 0, "all", {"beyond_end": 1, "no_clip": 5}),
   ],
 )

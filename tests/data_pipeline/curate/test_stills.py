@@ -296,6 +296,7 @@ def test_a_stream_of_jpeg_pictures_is_a_video_and_a_photograph_with_a_preview_is
   exif[0x010E] = "\xff\xd9\xff\xd8\xff"  # a description
   files = {
     "stream": picture(0) + picture(60) + picture(120),
+    "stuffed": picture(0) + bytes(6) + picture(60) + bytes(3) + picture(120),
     "one": picture(60, exif=exif),
     "preview": picture(60) + picture(60, (16, 8)),
     "trailing": picture(60) + bytes(300),
@@ -305,7 +306,7 @@ def test_a_stream_of_jpeg_pictures_is_a_video_and_a_photograph_with_a_preview_is
     with io.BytesIO(data) as file:
       info = probe(file)
       found[name] = (info.is_picture, [int(f[0, 0, 0]) for f in frames(file, info)])
-  assert found.pop("stream") == (False, [0, 60, 120])
+  assert found.pop("stream") == found.pop("stuffed") == (False, [0, 60, 120])
   assert set(map(str, found.values())) == {"(True, [60])"}
   with io.BytesIO() as file:  # several pictures with an index of them
     pictures = [Image.new("RGB", (32, 16), (9, 9, 9))] * 3

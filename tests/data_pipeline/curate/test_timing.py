@@ -1,5 +1,6 @@
 """The rule by which timestamps become a constant rate."""
 
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -182,3 +183,15 @@ def test_dropped_frames_are_those_that_are_never_shown(steps, tick, last, max_fp
   seen = set(fill(shown, 0, timing.frames))
   assert timing.dropped == len(stamps) - len(seen)
   assert timing.fps <= max_fps
+
+
+def test_many_holes_and_seams_cost_moments():
+  """Frames are put in order once, not once a hole."""
+  count = 100_000
+  holes = [(number, "zeros") for number in range(0, count, 2)]
+  begin = time.process_time()
+  timing = laid(
+    range(0, 40 * count, 40), max_seconds=1e5, max_frames=count, holes=holes, seams=range(1, count)
+  )
+  assert time.process_time() - begin < 10
+  assert len(timing.losses) == count // 2 and timing.seams[-1] == count - 1

@@ -60,6 +60,7 @@ def mend(folder):
   spans = [
     dict(start_seconds=0, end_seconds=1, captions=["a shot " + "that is long " * 300, "short"]),
     dict(start_seconds=1, end_seconds=2, captions=["another shot", "one more"]),
+    dict(start_seconds=50, end_seconds=60, captions=["of a longer video"]),
   ]
   (folder / "0@2x.json").write_text(json.dumps({"licence": "CC0-1.0", "spans": spans}))
   (folder / "2@2x.txt").unlink()
