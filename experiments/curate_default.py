@@ -60,7 +60,7 @@ def decode() -> dict:
     max_frames=1_000_000,
     max_fps=120.0,  # faster sources are not rejected, their rate is divided
     max_gap_seconds=60.0,  # a longer leap in time begins another recording in the same file
-    max_held_seconds=1.0,  # that one frame may be shown: what is held longer is left out
+    max_held_seconds=2.0,  # that one frame may be shown: what is held longer is left out
   )
 
 

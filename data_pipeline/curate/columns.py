@@ -27,6 +27,7 @@ _SPARE_CAPTIONS = ("prompt", "prompts", "description", "descriptions", "title") 
 _STARTS = ("startseconds", "start", "starttime", "startsec", "starttimestamp", "begin")
 _ENDS = ("endseconds", "end", "endtime", "endsec", "endtimestamp", "stop")
 _DURATIONS = ("duration", "durationseconds")
+NUMBERS = frozenset({"fps", "framerate", "numframes", "height", "width", "aspectratio"})  # or empty
 _PAIRS = ("timestamps", "timestamp")
 _CUTS = ("cut",)
 _START_FRAMES, _END_FRAMES = ("startframe",), ("endframe",)

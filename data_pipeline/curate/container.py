@@ -66,7 +66,7 @@ class Limits:
   max_frames: int = 1_000_000
   max_fps: float = 120.0
   max_gap_seconds: float = 60.0
-  max_held_seconds: float = 1.0
+  max_held_seconds: float = 2.0
   free_pixels: float = 5e9
   pixels_per_byte: float = 20_000.0
 
@@ -164,14 +164,19 @@ def _text(error: Exception) -> str:
   return str(getattr(error, "strerror", None) or error)[:200]
 
 
+def video_streams(container: Any) -> list[VideoStream]:
+  """The video streams that are not cover pictures."""
+  cover = Disposition.attached_pic | Disposition.timed_thumbnails
+  return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
 def video_stream(container: Any) -> VideoStream:
   """The stream to show: FFmpeg's best one that is not a cover picture.
 
   Raises:
     Refused: "no_video", or "no_decoder".
   """
-  cover = Disposition.attached_pic | Disposition.timed_thumbnails
-  shown = [stream for stream in container.streams.video if not stream.disposition & cover]
+  shown = video_streams(container)
   if not shown:
     kinds = sorted({stream.type for stream in container.streams})
     raise Refused("no_video", f"{container.format.name} with {', '.join(kinds) or 'no stream'}")

@@ -138,6 +138,9 @@ def _left_out(name: str, info: MediaInfo) -> Iterator[Reject]:
     detail = f"{info.dropped} of {info.source_frames} frames have no place of their own"
     detail = f"{detail} at {float(info.fps):.6g} fps"
     yield Reject(name, 0, "dropped_frames", info.frames, detail)
+  if info.streams > 1:
+    detail = f"{info.streams} video streams: only the best is read"
+    yield Reject(name, info.frames, "more_streams", None, detail)
   if info.pictures > 1:
     detail = f"{info.pictures} pictures: only the primary one is read"
     yield Reject(name, 1, "more_pictures", None, detail)

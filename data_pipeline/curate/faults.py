@@ -7,7 +7,7 @@ import numpy as np
 DAMAGED_PACKET = "a damaged packet"  # as the container says
 ZEROS = "zeros in a packet"
 REORDERED = 17  # frames that a decoder holds back, at most (H.264 and HEVC: 16)
-_LEAP = 1.5  # usual intervals: a longer one is looked into
+_LEAP = 1.6  # usual intervals: a longer one is looked into; pulldown makes some of 1.5
 # Formats whose packets follow each other in the file
 _INTERLEAVED = ("matroska,webm", "avi", "flv", "asf", "mpegts", "mpeg", "ogg", "nut")
 _LOST_SHARE = 0.2  # of the bytes that the time of a leap takes on average: so many are lost

@@ -72,6 +72,7 @@ class MediaInfo:
     damage: "truncated": the file ends before it says, after `frames`; else "".
     declared_frames: that the file speaks of; equal to `frames` if it is not damaged.
     dropped: source frames that no output frame shows: another has their place.
+    streams: of video in the file, of which one is read.
     pictures: in the file; of those that are no animation only one is read.
     timing: when they are shown; what cannot be is in its `losses`.
     index: where they are; None for a picture.
@@ -98,6 +99,7 @@ class MediaInfo:
   damage: str
   declared_frames: int
   dropped: int
+  streams: int
   pictures: int
   timing: Timing = dataclasses.field(repr=False)
   index: Index | None = dataclasses.field(repr=False)
@@ -270,6 +272,7 @@ def _probe_video(file: BinaryIO, limits: Limits, trusts: bool) -> MediaInfo:
     damage=found.damage,
     declared_frames=_declared(found, timing),
     dropped=timing.dropped,
+    streams=found.streams,
     pictures=1,
     timing=timing,
     index=index,
@@ -369,6 +372,7 @@ def _probe_still(file: BinaryIO, form: str, limits: Limits) -> MediaInfo:
       damage="truncated" if len(times) < still.count else "",
       declared_frames=round(timing.frames * still.count / len(times)),
       dropped=timing.dropped,
+      streams=0,
       pictures=still.pictures,
       timing=timing,
       index=None,

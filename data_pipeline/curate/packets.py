@@ -16,12 +16,12 @@ from av.error import FFmpegError
 from av.stream import Discard
 
 from data_pipeline.curate.colours import Orientation, has_alpha, orientation_of
-from data_pipeline.curate.container import Limits, open_media, refusing, video_stream
+from data_pipeline.curate.container import Limits, open_media, refusing, video_stream, video_streams
 from data_pipeline.curate.decoder import Decoder, refuse_layer
 from data_pipeline.curate.faults import REORDERED, ByteCount, find_fault, is_hidden, is_leap
 from data_pipeline.curate.types import Refused
 
-CUT_OFF = "the file was cut before frames that are shown here"
+CUT_OFF = "frames that are shown here are missing: the file was cut off before them, by its times"
 _FAILURES = 10_000  # of a demuxer, one after the other
 _TRIES = 300  # packets within which a frame has to come out
 _DECLARE = ("matroska,webm", "avi", "flv", "asf")  # their headers say how long they are
@@ -50,6 +50,7 @@ class Survey:
     damage: "truncated" if the file ends before its header says, else "".
     declared_seconds: that the header says; 0 if it does not.
     unread: byte at which another file begins, that is not read; 0 for none.
+    streams: of video, of which one is read.
     cut_off: frames at the end before which others are missing: the file was cut before those.
   """
 
@@ -73,6 +74,7 @@ class Survey:
   damage: str
   declared_seconds: float
   unread: int
+  streams: int
   cut_off: tuple[int, ...]
 
 
@@ -113,6 +115,7 @@ def survey(file: BinaryIO, limits: Limits) -> Survey:
       damage="truncated" if is_short else "",
       declared_seconds=declared,
       unread=0,
+      streams=len(video_streams(container)),
       cut_off=() if read.doubt else _find_cut_off(stamps, read.decoding),
     )
   found = dataclasses.replace(found, unread=_another(file, found.format, read.end))
@@ -259,7 +262,8 @@ def _find_cut_off(stamps: np.ndarray, decoding: np.ndarray) -> tuple[int, ...]:
     decoding: int64 [m], decoding times of all packets, in file order.
   """
   leaps = np.flatnonzero(is_leap(stamps))
-  leaps = leaps[leaps >= len(stamps) - 1 - REORDERED]
+  if len(leaps) and leaps[0] < len(stamps) - 1 - REORDERED:
+    return ()  # its frames are not evenly spaced anyway
   is_even = not is_leap(decoding)[-2 * REORDERED :].any()
   return tuple((leaps + 1).tolist()) if len(decoding) and is_even else ()
 

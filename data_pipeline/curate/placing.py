@@ -9,7 +9,7 @@ from data_pipeline.curate.types import Source, Span
 # Why captions go nowhere, and what a person can do.
 ADVICE = {
   "several_shots": "--config.curate.write.inherit_captions=all gives those of whole sources to "
-  "every clip",
+  "every clip; it needs another --out, and cuts anew",
   "not_inherited": "they are of whole sources, and curate.write.inherit_captions is none",
   "no_clip_then": "no clip of their part was kept, see rejects.jsonl",
   "small_part": "their part is less than half of each clip that it meets; a smaller "

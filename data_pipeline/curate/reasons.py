@@ -25,6 +25,7 @@ MEANINGS = {
   "empty": "holds nothing",
   "held": "one frame is shown for longer than decode.max_held_seconds",
   "more_pictures": "only the primary picture of the file is read",
+  "more_streams": "only the best video stream of the file is read",
   "no_decoder": "its codec is not known here",
   "no_video": "has no video, only sound or the like",
   "not_video": "no video and no picture",
@@ -39,6 +40,7 @@ MEANINGS = {
   "too_long": "longer than decode.max_seconds",
   "too_many_frames": "more than decode.max_frames",
   # windows
+  "trimmed": "beside a cut, where frames may be mixed: windows.trim_seconds",
   "too_short": "shorter than windows.min_seconds",
   "transition": "frames of a gradual transition between shots",
   # scores: below the minimum, above the maximum

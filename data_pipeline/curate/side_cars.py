@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.curate import cells
-from data_pipeline.curate.columns import find_roles
+from data_pipeline.curate.columns import NUMBERS, find_roles, plain
 from data_pipeline.curate.spans import align, in_column, read_lists_of_times, read_times
 from data_pipeline.curate.types import Refused, Source, Span
 from data_pipeline.hashing import hash_text
@@ -149,9 +149,19 @@ def read_words(
   for i, name in enumerate(names):
     if i not in read and values[i] not in (None, "", [], {}):
       unused(name)
+      if is_row and plain(name) in NUMBERS:
+        in_column(name, _number, values[i])
   licence = next((values[i] for i in roles.licence if values[i]), "")
   split = in_column("split", _split, values[roles.split] if roles.split >= 0 else "")
   return Words(captions, tuple(spans), in_column("licence", _text, licence), split)
+
+
+def _number(value: Any) -> None:
+  """Raises ValueError: text stands where a number should."""
+  try:
+    float(value)
+  except (TypeError, ValueError):
+    raise ValueError(f"{str(value)[:60]!r} is no number: is a comma before it unquoted?") from None
 
 
 def _texts(value: Any, is_row: bool) -> list[str]:

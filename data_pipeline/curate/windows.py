@@ -8,6 +8,7 @@ from typing import NamedTuple
 from data_pipeline.curate.shots import Shot
 
 TOO_SHORT = "too_short"
+TRIMMED = "trimmed"
 TRANSITION = "transition"  # between shots, as the detector tells them apart
 
 
@@ -68,6 +69,8 @@ def find_windows(
     first = start + trim if start > 0 else start
     last = stop - trim if stop < frames else stop
     ranges = split(last - first, least, most, overlap)
+    if ranges and first > start:
+      left = _with_trimmed(left, start, first)
     windows += [Window(first + a, first + b, number) for a, b in ranges]
     end = ranges[-1][1] if ranges else 0
     if end < last - first or not ranges:
@@ -75,7 +78,16 @@ def find_windows(
       seconds = float(max(0, last - first - end) / fps)
       detail = f"{seconds:.2f} s, less than {min_seconds:g} s"
       left.append(Left(begin, last if ranges else stop, TOO_SHORT, detail))
+    if ranges and last < stop:
+      left = _with_trimmed(left, last, stop)
   return windows, left + _between(seen, frames)
+
+
+def _with_trimmed(left: list[Left], start: int, stop: int) -> list[Left]:
+  """Adds frames beside a cut, to those on its other side if they are trimmed too."""
+  if left and left[-1].reason == TRIMMED and left[-1].stop == start:
+    start, left = left[-1].start, left[:-1]
+  return [*left, Left(start, stop, TRIMMED, "beside a cut")]
 
 
 def _between(start: int, stop: int) -> list[Left]:

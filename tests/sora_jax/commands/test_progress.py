@@ -92,7 +92,8 @@ def test_the_end_tells_of_captions_and_is_short_when_all_is_well():
     "WARNING: curate: 1 caption of the input went to no clip (no_clip): their source gave no clip, "
     "see rejects.jsonl.",
     "WARNING: curate: 6 captions of the input went to no clip (several_shots): "
-    "--config.curate.write.inherit_captions=all gives those of whole sources to every clip.",
+    "--config.curate.write.inherit_captions=all gives those of whole sources to every clip; it "
+    "needs another --out, and cuts anew.",
   ]
   bare = summarise(well | {"without_captions": 1234, "captions": {"used": 0, "unused": {}}})
   assert bare[-1].startswith("WARNING: curate: no clip has a caption. ")

@@ -55,7 +55,7 @@ def test_a_curation_of_two_processes_says_what_became_of_it(videos, tmp_path):
   assert len(cut) <= 8 and cut[0] == "cut: 0/4" and re.fullmatch(r"cut: 4/4, \S+/s", cut[-1])
   assert lines[len(cut) :] == [
     f"curate: 2 clips of 4 sources, see {out}/report.html",
-    "curate: 1 clip without captions",
+    "curate: captions: 1 used, 0 unused; 1 clip without any",
     f"curate: rejected, by reason (2 rows of {out}/rejects.jsonl):",
     "  1  not_video  no video and no picture",
     "  1  too_short  shorter than windows.min_seconds",
