@@ -82,7 +82,9 @@ def test_clips_are_the_frames_of_the_shots_and_the_rest_is_rejected(film, tmp_pa
   summary = cut.cut_source(source_of(path), make_settings(), tmp_path)
   assert [(c["start_frame"], c["frames"]) for c in summary["clips"]] == [(0, 28), (52, 38)]
   assert [c["camera"] for c in summary["clips"]] == ["pan left", "pan right"]
-  (reject,) = summary["rejects"]
+  ranges = [(row["start_frame"], row["end_frame"], row["reason"]) for row in summary["rejects"]]
+  assert sorted(ranges) == [(28, 32, "trimmed"), (32, 48, "static"), (48, 52, "trimmed")]
+  (reject,) = [row for row in summary["rejects"] if row["reason"] == "static"]
   assert reject == dict(
     source="film.mp4", start_frame=32, end_frame=48, reason="static", detail=reject["detail"]
   )

@@ -1,15 +1,16 @@
 from fractions import Fraction
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.curate.windows import Left, Window, find_windows, split
 
 
 def find(shots, frames, fps=10, **changes):
-  settings = dict(min_seconds=2.0, max_seconds=5.0, overlap_seconds=0.0, trim_seconds=0.0)
-  return find_windows(shots, frames, fps, **{**settings, **changes})
+  chosen = dict(min_seconds=2.0, max_seconds=5.0, overlap_seconds=0.0, trim_seconds=0.0)
+  return find_windows(shots, frames, fps, **{**chosen, **changes})
 
 
 def test_a_shot_that_fits_is_one_window():
@@ -29,7 +30,21 @@ def test_even_parts_that_would_be_too_short_give_way_to_full_windows():
 
 def test_cuts_are_trimmed_and_the_ends_of_the_source_are_not():
   windows, left = find([(0, 30), (30, 60), (60, 90)], 90, trim_seconds=0.3)
-  assert [w[:2] for w in windows] == [(0, 27), (33, 57), (63, 90)] and not left
+  assert [w[:2] for w in windows] == [(0, 27), (33, 57), (63, 90)]
+  assert [one[:3] for one in left] == [(27, 33, "trimmed"), (57, 63, "trimmed")]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+  st.lists(st.integers(1, 60), min_size=1, max_size=8), st.floats(0, 0.5), st.floats(0.1, 2)
+)
+def test_every_frame_is_in_one_window_or_left_once(lengths, trim_seconds, min_seconds):
+  edges = np.cumsum([0, *lengths]).tolist()
+  shots = list(zip(edges[:-1], edges[1:], strict=True))
+  windows, left = find(shots, edges[-1], trim_seconds=trim_seconds, min_seconds=min_seconds)
+  covered = sorted([w[:2] for w in windows] + [one[:2] for one in left])
+  assert [a for a, _ in covered] == [0, *(b for _, b in covered[:-1])]
+  assert covered[-1][1] == edges[-1]
 
 
 def test_short_shots_are_left_with_their_frames_and_duration():
