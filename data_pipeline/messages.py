@@ -53,7 +53,7 @@ def begin(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def begin_worker() -> None:
-  """As `begin`, for a process of Beam's: drops the traces that it prints of what it raises too."""
+  """Does as `begin`, for a process of Beam's: drops traces of what it raises too."""
   begin()
   if not is_verbose():
     for handler in logging.root.handlers:

@@ -19,12 +19,13 @@ project: one short and one long for every span of the film.
 One source has one split, so nothing is held out: the model is shown ten minutes of film again and
 again, and learns them by heart. The run shows the whole way from a film to samples, not a model
 that knows more than the film.
-Expected (commit fac382a, 2 cores of an Intel Xeon that other work shared): 154 clips in 278 s (37
-reject rows: 22 text, 14 too short, 1 fade), each with its captions; VAE 24.6 dB after 4,000 steps
-(208 s); 870 renditions in 27 s, with the caption ids of two text encoders; the transformer's loss
-falls from 3.2 to 0.66 in its 1,500 steps (25 minutes). Samples of captions of the film show the
-right scene, colours and layout, at 112x64 blurred and with visible patches. The GPU configs were
-not run.
+Expected (commit 058416c, 2 cores of an AMD EPYC): 153 clips in 175 s, each with its captions; 172
+reject rows: 130 of frames beside cuts, 25 text, 16 too short, and one of the frames that 12 a
+second leave out. The rest was run at commit fac382a, on 154 clips (Intel Xeon that other work
+shared): VAE 24.6 dB after 4,000 steps (208 s); 870 renditions in 27 s, with the caption ids of two
+text encoders; the transformer's loss falls from 3.2 to 0.66 in its 1,500 steps (25 minutes).
+Samples of captions of the film show the right scene, colours and layout, at 112x64 blurred and with
+visible patches. The GPU configs were not run.
 """
 
 from ml_collections import ConfigDict

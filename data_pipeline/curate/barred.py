@@ -33,7 +33,7 @@ def glance(file: BinaryIO, info: MediaInfo, start: int, stop: int, settings: Set
 def measure_motion(
   file: BinaryIO, info: MediaInfo, window: Window, bars: Bars, settings: Settings
 ) -> tuple[dict[str, float], str]:
-  """What `MotionMeter.measure` says of a window, of the picture between bars alone.
+  """Measures a window as `MotionMeter.measure` does, of the picture between bars alone.
 
   Args:
     bars: of the window, in pixels of the source.

@@ -56,7 +56,7 @@ def _evaluate(text: str) -> Any:
 
 
 def read_literal(value: Any) -> Any:
-  """What a cell says in JSON or Python; anything but text as it is.
+  """Reads a cell of JSON or Python; gives anything but text as it is.
 
   Raises:
     ValueError: it is neither.

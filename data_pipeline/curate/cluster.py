@@ -22,7 +22,7 @@ _ALIKE = ("apache-beam", "cloudpickle", "dask", "distributed")  # they exchange 
 
 
 class Needs(NamedTuple):
-  """What the workers of a graph need.
+  """The needs of a graph's workers.
 
   Attributes:
     folder: of the work, under this path.

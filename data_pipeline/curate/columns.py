@@ -81,7 +81,7 @@ def plain(name: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def find_roles(names: tuple[str, ...], wanted: tuple[str, ...] | None = None) -> Roles:
-  """What the columns of a list, or the keys of an object, mean.
+  """Finds the meaning of a list's columns, or of an object's keys.
 
   Args:
     wanted: names of those that hold captions; None for the known ones.
@@ -142,7 +142,7 @@ def _paths(known: Sequence[str]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sources:
-  """How an input is read: `config.curate.sources`.
+  """The way in which an input is read: `config.curate.sources`.
 
   Attributes:
     caption_columns: columns of lists, keys of side-cars or features of datasets that hold captions,

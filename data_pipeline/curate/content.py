@@ -105,7 +105,7 @@ def _is_same(source: Source, row: Mapping[str, Any]) -> bool:
 
 
 def holds(source: Source, content: str) -> bool:
-  """Whether a source has this content, as `hash_content` told it; False if that is not known."""
+  """Tells whether a source has this content, by `hash_content`; False if it is not known."""
   size = content.partition("-")[0]
   is_possible = content and (source.kind == "tfds" or source.size in (-1, int(size)))
   return bool(is_possible) and hash_content(source) == content

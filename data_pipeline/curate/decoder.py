@@ -49,7 +49,7 @@ class Decoder:
     return frames
 
   def look(self, frame: Any) -> Look:
-    """How a frame lies that the last packet completed."""
+    """Tells how a frame lies that the last packet completed."""
     if frame.rotation and frame.rotation != self._rotation:
       self._rotation = frame.rotation
       self._orientation = orientation_of(frame, self.context.name)  # PyAV keeps what is asked
@@ -60,7 +60,7 @@ class Decoder:
     return self.context.sample_aspect_ratio or Fraction(1)
 
   def _aspect_of(self, frame: Any) -> Fraction:
-    """By the frame's time; by its number, if it has none."""
+    """Finds the aspect by the frame's time, or by its number if it has none."""
     while len(self._aspects) > 1:
       packet, stamp, _ = self._aspects[1]
       if stamp is None or frame.pts is None:

@@ -23,7 +23,7 @@ _DELIMITERS = {"csv": ",;\t", "tsv": "\t,;"}
 
 
 class _Form(NamedTuple):
-  """How a table is written."""
+  """The form in which a table is written."""
 
   delimiter: str
   is_quoted: bool
@@ -100,7 +100,7 @@ def _find_form(path: str) -> _Form:
 
 
 def _separator(cells: Sequence[str]) -> str:
-  """What Excel's line "sep=;" says."""
+  """Reads Excel's line "sep=;"."""
   found = re.fullmatch(r"\ufeff?sep=(.)", ",".join(cells))
   return found[1] if found else ""
 
@@ -178,7 +178,7 @@ def _column(place: int, form: _Form) -> str:
 
 
 def _explain(path: str, line: int, held: Sequence[str], form: _Form, error: str) -> str:
-  """What is wrong with a record that csv cannot read, and where."""
+  """Says what is wrong with a record that csv cannot read, and where."""
   offset, place = _open_cell("".join(held), form)
   return (
     f"curate: {path}: line {line + offset}, {_column(place, form)}: its quotes do not match "

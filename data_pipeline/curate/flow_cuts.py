@@ -103,7 +103,7 @@ class FlowCuts:
     )
 
   def _residual(self, before: "_Frame", now: "_Frame", least: float = 2.0) -> float:
-    """What the flow leaves of a frame, a share of the contrast.
+    """Measures what the flow leaves of a frame, a share of the contrast.
 
     Args:
       least: of a residual from which on the other direction is looked at too, and the smaller of

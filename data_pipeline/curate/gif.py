@@ -42,7 +42,7 @@ class SlowedGif:
 
 
 def _instants(file: BinaryIO) -> list[int]:
-  """Where delays that are too short are stored, as far as the file's blocks are whole."""
+  """Finds where delays that are too short are stored, as far as the file is whole."""
   places: list[int] = []
   file.seek(0)
   flags = (file.read(13) + bytes(13))[10]

@@ -96,7 +96,7 @@ def count_pictures(file: BinaryIO) -> int:
 
 
 def has_alpha_track(file: BinaryIO) -> bool:
-  """Whether a track of the file is only auxiliary to another, such as its alpha."""
+  """Tells whether a track of the file is only auxiliary to another, such as its alpha."""
   moov = _find(file, None, b"moov")
   for box in _boxes(file, moov.start, moov.stop) if moov else ():
     handler = _find(file, _find(file, box, b"mdia"), b"hdlr") if box.kind == b"trak" else None

@@ -1,4 +1,4 @@
-"""What of an input is new to a dataset of clips, what is known, and what is not what it was."""
+"""Compares an input with a dataset of clips: what is new, known, or not what it was."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -20,7 +20,7 @@ _SAID = ("name", "captions", "spans", "licence", "split", "fps")  # of a source,
 
 
 class Found(NamedTuple):
-  """What the input holds.
+  """The content of an input.
 
   Attributes:
     sources: that may be used, by name.
@@ -83,7 +83,7 @@ def caption_mark(settings: Settings) -> str:
 def new_ones(
   place: Path, settings: Settings, found: Found, is_append: bool, threads: int
 ) -> Found | None:
-  """What is to be added to a dataset that is there; None for nothing.
+  """Finds what is to be added to a dataset that is there; None for nothing.
 
   Raises:
     BadInput: another job made it, or one of other settings; the content of a known source, or what
@@ -170,7 +170,7 @@ def _passing(place: Path) -> set[str]:
 
 
 def without_removed(found: Found, place: Path) -> Found:
-  """What was found without the sources that were taken down from the dataset at `place`."""
+  """Leaves out the sources that were taken down from the dataset at `place`."""
   gone = {row["source"] for row in read_rows(place / "removed.jsonl")}
   kept = [source for source in found.sources if source.name not in gone]
   return found._replace(sources=kept, taken_down=len(found.sources) - len(kept))

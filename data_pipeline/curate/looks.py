@@ -16,7 +16,7 @@ _MOST_PARTS = 1000
 
 
 class Look(NamedTuple):
-  """How frames lie: stored width and height, pixel aspect, and how they are set upright.
+  """A frame's stored width and height, its pixel aspect, and how it is set upright.
 
   A stream may tell the orientation at few frames only: None is that of the frames before.
   """

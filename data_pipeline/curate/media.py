@@ -199,7 +199,7 @@ def _of_look(info: MediaInfo, look: Look) -> MediaInfo:
 def _shown(
   file: BinaryIO, info: MediaInfo, start: int, stop: int, limits: Limits
 ) -> Iterator[Seen]:
-  """What is shown in the output frames `start <= k < stop`, which no loss divides."""
+  """Gives what is shown in the output frames `start <= k < stop`, which no loss divides."""
   is_picture = info.index is None
   seen = _pictures(file, info, limits) if is_picture else _video(file, info, start, limits)
   return fill(seen, start, stop)
@@ -297,7 +297,7 @@ def _lay(file: BinaryIO, found: Survey, limits: Limits, trusts: bool) -> tuple[T
 
 
 def _is_continuous(found: Survey, limits: Limits) -> bool:
-  """Whether no leap in time is so long that another recording begins."""
+  """Tells whether no leap in time is so long that another recording begins."""
   steps = np.diff(found.stamps.astype(np.float64))
   return bool(steps.max(initial=0.0) * float(found.tick) <= limits.max_gap_seconds)
 

@@ -139,7 +139,7 @@ class Replacement:
   # ---- before anything is changed
 
   def _read_cut(self, source: Source) -> Mapping[str, Any]:
-    """How a source was cut. Raises BadInput: an older version kept no word of it, nor its spool."""
+    """Tells how a source was cut. Raises BadInput: an older version kept no word of it."""
     row = self._rows[source.name]
     summary = read_spool(source.name, self._settings, self._work.spools)
     stamps = row["stamp"], source.stamp  # the latter after a kill
@@ -182,7 +182,7 @@ class Replacement:
     return changed
 
   def _captioned(self) -> Iterator[tuple[int, _Said, ClipRecord, Captioned]]:
-    """Of every clip of the sources that are mended: row, old words, record and new captions."""
+    """Yields row, old words, record and new captions of every clip that is mended."""
     rows, old = self._rows_of(self._changed.keys()), deque[_Said]()
 
     def clips() -> Iterator[tuple[ClipRecord, str]]:

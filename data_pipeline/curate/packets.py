@@ -319,6 +319,6 @@ def _another(file: BinaryIO, form: str, start: int) -> int:
 
 
 def _ends_early(size: int, stream: Any) -> bool:
-  """Whether the index of the stream speaks of bytes beyond the end of the file."""
+  """Tells whether the index of the stream speaks of bytes beyond the end of the file."""
   index = stream.index_entries
   return bool(len(index)) and index[-1].pos + index[-1].size > size

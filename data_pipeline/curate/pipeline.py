@@ -281,7 +281,7 @@ def _quiet_processes(options):
 
 
 def _engine(options, needs: cluster.Needs) -> AbstractContextManager:
-  """Where a graph runs, while it does, if that has to be made ready: a cluster of Dask."""
+  """Makes ready the place where a graph runs, while it does: a cluster of Dask."""
   if not _is_dask(options):
     return nullcontext()
   from apache_beam.options.pipeline_options import DirectOptions

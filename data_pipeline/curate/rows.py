@@ -1,4 +1,4 @@
-"""What all kinds of lists of videos share: their rows, their text, the meaning of their columns."""
+"""The parts that all kinds of lists share: rows, text, the meaning of columns."""
 
 import io
 from collections.abc import Iterator, Sequence

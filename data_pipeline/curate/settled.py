@@ -42,12 +42,12 @@ class Settled(NamedTuple):
 
   @property
   def seconds(self) -> float | None:
-    """Of the source; None where it could not be read."""
+    """Length of the source in seconds; None where it could not be read."""
     media = self.summary["media"]
     return media["frames"] / media["fps"] if media and media["fps"] else None
 
   def captions(self) -> dict[str, Any]:
-    """What became of the captions that were given, see `placing.count_captions`."""
+    """Counts what became of the captions that were given: `placing.count_captions`."""
     return count_captions(
       read_source(self.summary["source"]),
       self.kept(),

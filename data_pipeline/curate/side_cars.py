@@ -47,7 +47,7 @@ class Words:
     )
 
   def count(self) -> int:
-    """How many captions there are, of the whole and of parts."""
+    """Counts the captions, of the whole and of parts."""
     return len(self.captions) + sum(len(span.captions) for span in self.spans)
 
 

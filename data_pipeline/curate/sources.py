@@ -36,7 +36,7 @@ Found = Iterator[Source | Reject]
 
 
 class _Reading(NamedTuple):
-  """How an input is read: columns of captions, None for the known ones, and who is told what."""
+  """The way an input is read: columns of captions, None for known ones; who is told what."""
 
   wanted: tuple[str, ...] | None
   notes: Notes
@@ -148,7 +148,7 @@ def _folder(folder: str, reading: _Reading) -> Found:
 def _read_metadata(
   folder: str, entries: Iterable[storage.Entry], reading: _Reading
 ) -> dict[str, Listed]:
-  """What VideoFolder's metadata in a folder says of files, by path."""
+  """Reads what VideoFolder's metadata in a folder says of files, by path."""
   found = {}
   for entry in entries:
     if entry.kind == "file" and is_videofolder(entry.path):

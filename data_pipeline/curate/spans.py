@@ -140,7 +140,7 @@ def align(texts: Sequence[str], parts: Sequence[Time]) -> list[Span]:
 
 
 def in_column(name: str, read: Any, *values: Any) -> Any:
-  """What a function makes of values; its ValueError names the column."""
+  """Calls a function of values; its ValueError then names the column."""
   try:
     return read(*values)
   except ValueError as error:

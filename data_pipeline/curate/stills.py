@@ -60,7 +60,7 @@ def still_format(file: BinaryIO) -> str:
 
 
 def _is_animated_png(file: BinaryIO) -> bool:
-  """Whether a chunk `acTL` stands before the picture, however long the others before it are."""
+  """Tells whether a chunk `acTL` stands before the picture, whatever precedes it."""
   file.seek(8)
   for _ in range(_MOST_CHUNKS):
     head = file.read(8)
@@ -92,7 +92,7 @@ class Still:
 
   @property
   def is_transparent(self) -> bool:
-    """Whether the current frame has alpha, or a transparent colour."""
+    """Tells whether the current frame has alpha, or a transparent colour."""
     return self.image.mode in _ALPHA or "transparency" in self.image.info
 
   def times(self, limits: Limits) -> Iterator[tuple[int, int]]:

@@ -169,7 +169,7 @@ def _after(timing: Timing, stamp: int, interval: Fraction) -> int:
 
 
 def _held(timing: Timing, times: np.ndarray, interval: Fraction, most: float) -> list[Loss]:
-  """Where one frame would be shown longer than `most` seconds, and than usual."""
+  """Finds where one frame would be shown longer than `most` seconds, and than usual."""
   most = max(most, _MOST_ABOVE * float(interval))
   ends = [*times[1:].tolist(), None]
   steps = np.append(np.diff(times.astype(np.float64)) * float(timing.tick), np.inf)
@@ -195,7 +195,7 @@ def _missing(
 
 
 def _merged(losses: list[Loss], frames: int) -> tuple[Loss, ...]:
-  """In order, those that overlap as one, of which damage tells the reason."""
+  """Sorts losses and joins those that overlap; damage then tells the reason."""
   merged: list[Loss] = []
   for loss in sorted(losses, key=lambda loss: (loss.start, loss.reason != "damaged")):
     end = None if not merged else merged[-1].stop
@@ -260,7 +260,7 @@ def _keeping(
 
 
 def _is_kept(offsets: np.ndarray, rate: Fraction) -> bool:
-  """Whether every frame has an output frame of its own at a rate."""
+  """Tells whether every frame has an output frame of its own at a rate."""
   return bool((np.diff(np.floor(offsets * float(rate) + 0.5)) > 0).all())
 
 

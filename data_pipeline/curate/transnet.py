@@ -116,7 +116,7 @@ def _colours(frames: np.ndarray) -> np.ndarray:
 
 
 def _around(alike: np.ndarray) -> np.ndarray:
-  """Of every frame how alike the ones around it are, zeros beyond the ends; [n,101]."""
+  """Compares every frame with those around it, zeros beyond the ends; [n,101]."""
   padded = np.pad(alike, ((0, 0), (_LOOKUP, _LOOKUP)))
   return np.stack([row[i : i + 2 * _LOOKUP + 1] for i, row in enumerate(padded)])
 

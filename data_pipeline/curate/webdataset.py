@@ -21,7 +21,7 @@ _METADATA = "members of archives that are neither video nor caption, passed over
 
 
 class _Index(NamedTuple):
-  """What is in an archive. Attributes: words: of caption files by name, or why there are none."""
+  """The content of an archive. Attributes: words: by caption file, or why there are none."""
 
   members: list[archives.Member]
   words: dict[str, Words | Refused]
@@ -103,7 +103,7 @@ def _parse(
 
 
 def _words(name: str, pairs: pairing.Pairs, found: _Index) -> Words | Refused:
-  """What the caption files of a member say, or the first fault in one."""
+  """Reads what the caption files of a member say, or the first fault in one."""
   words = Words()
   for car in pairs.of.get(name, ()):
     more = found.words[car]

@@ -93,7 +93,7 @@ def _longest(most: int, fits: Callable[[int], bool]) -> int:
 
 
 class Checked(NamedTuple):
-  """What a look at all captions found.
+  """The findings of a look at all captions.
 
   Attributes:
     long: captions that are too long.

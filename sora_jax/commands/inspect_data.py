@@ -107,7 +107,7 @@ def _count_clips(dataset: Dataset) -> int | None:
 
 
 def count_records(facts: dict) -> str:
-  """How many records there are of what, in words: 870 renditions of 154 clips."""
+  """Says how many records there are of what: 870 renditions of 154 clips."""
   if facts["kind"] == "clip":
     return f"{facts['clips']:,} clips"
   clips = "" if facts["of_clips"] is None else f" of {facts['of_clips']:,} clips"
@@ -115,7 +115,7 @@ def count_records(facts: dict) -> str:
 
 
 def unit_of(facts: dict) -> str:
-  """What the records are, in words."""
+  """Names what the records are."""
   return "clips" if facts["kind"] == "clip" else "renditions"
 
 

@@ -43,7 +43,7 @@ def _lines(items, what, total):
 def describe_progress(
   what: str, done: int, total: int, seconds: float, *, before: int = 0, unit: str = ""
 ) -> str:
-  """How far something is, and where it can be known how fast it goes and how long it takes.
+  """Says how far something is, how fast it goes and how long it takes, where known.
 
   Args:
     what, done, total: so many of `total` are done.
@@ -59,7 +59,7 @@ def describe_progress(
 
 
 class _Count:
-  """Of one kind of thing: when it was first told, how many were done then, what was said last."""
+  """One kind of thing: when it was first told, how many were done, what was said last."""
 
   def __init__(self, done: int, clock: Clock):
     self.before, self.now, self.said, self.pace = done, (done, 0), (-1, 0), Pace(clock)

@@ -33,7 +33,7 @@ class Pace:
     return self._clock() - self._begin
 
   def due(self, is_last: bool = False) -> bool:
-    """Whether a line is due now; if so, it counts as said."""
+    """Tells whether a line is due now; if so, it counts as said."""
     now = self.seconds
     wait = EVERY_SECONDS if now <= LATER_SECONDS else LATER_SECONDS
     is_due = is_last or now - self._said >= wait
