@@ -32,7 +32,7 @@ from data_pipeline.curate.faults import (
   find_fault,
   is_hidden,
 )
-from data_pipeline.curate.packets import packets_of, prepare, seconds_of
+from data_pipeline.curate.packets import heard, packets_of, prepare, seconds_of
 from data_pipeline.curate.types import Refused
 
 _MOST_TIMELESS = 0.1  # share of frames without a time; with more, none is believed
@@ -181,8 +181,9 @@ def _decode_all(file: BinaryIO, limits: Limits) -> tuple[_Log, Fraction]:
     context.copy_opaque = True
     codec = stream.codec_context.name
     skipped = ByteCount(file, container.format.name, size, seconds_of(container))
-    for packet in packets_of(container, *container.streams):
+    for packet, said in heard(packets_of(container, *container.streams)):
       gap = skipped.add(packet, is_timed=packet.stream is stream)
+      gap = gap or (Gap(0, False, said) if said else None)
       if packet.stream is not stream:
         continue
       log.forgive(packet)
@@ -190,8 +191,8 @@ def _decode_all(file: BinaryIO, limits: Limits) -> tuple[_Log, Fraction]:
         packet.opaque = len(log.places)
       is_silent = packet.is_discard or is_hidden(packet, codec)
       fault = find_fault(packet, codec, container.format.name)
-      frames, said = decode_packet(packet, decoder, limits)
-      log.add(packet, frames, fault or said, is_silent=is_silent, gap=gap)
+      frames, wrong = decode_packet(packet, decoder, limits)
+      log.add(packet, frames, fault or wrong, is_silent=is_silent, gap=gap)
       limits.check_count(len(log.shown), context.width, context.height, size)
     log.end()
     return log, stream.time_base

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, BinaryIO, NamedTuple
 
+import av.logging
 import numpy as np
 from av import Packet
 from av.error import FFmpegError
@@ -21,6 +22,7 @@ from data_pipeline.curate.decoder import Decoder, refuse_layer
 from data_pipeline.curate.faults import REORDERED, ByteCount, find_fault, is_hidden, is_leap
 from data_pipeline.curate.types import Refused
 
+DAMAGED_PAGE = "a damaged page, by its checksum"
 CUT_OFF = "frames that are shown here are missing: the file was cut off before them, by its times"
 _FAILURES = 10_000  # of a demuxer, one after the other
 _TRIES = 300  # packets within which a frame has to come out
@@ -168,6 +170,20 @@ def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
     yield end
 
 
+def heard(packets: Iterator[Any]) -> Iterator[tuple[Any, str]]:
+  """Adds what the demuxer says is damaged before each packet, "" for nothing.
+
+  Ogg has checksums. Its other complaints do not tell damage from oddity.
+  """
+  av.logging.set_level(av.logging.WARNING)
+  while True:
+    with av.logging.Capture() as said:
+      packet = next(packets, None)
+    if packet is None:
+      return
+    yield packet, next((DAMAGED_PAGE for _, _, text in said if "CRC mismatch" in text), "")
+
+
 class _Read(NamedTuple):
   """The sum of what the packets say.
 
@@ -193,7 +209,8 @@ def _read(container: Any, stream: Any, limits: Limits, size: int) -> _Read:
   last, key, first, packets, end = (0, 0), None, None, 0, 0
   timeless, doubt, is_edited = 0, "", False
   codec, decoder = stream.codec_context.name, Decoder(stream)
-  for packet in packets_of(container, stream):
+  for packet, said in heard(packets_of(container, stream)):
+    doubt = doubt or said
     if first is None and packets <= _TRIES:
       refuse_layer(packet)
       first = next(iter(_frames_of(packet, decoder, limits)), None)

@@ -243,6 +243,15 @@ def test_holes_in_files_without_times_of_their_own(make, film, tmp_path, name):
   starts_agree(path, np.random.default_rng(0), 6)
 
 
+def test_what_follows_a_damaged_page_of_ogg_is_not_believed(make, film, tmp_path):
+  """Its last group of pictures is hit: nothing whole follows, and no time leaps."""
+  path = tmp_path / "hole.ogv"
+  path.write_bytes(punch(film("ogv", 240, 0, 50).read_bytes(), 0.82, 0.87))
+  ours, info = parts_of(make, path)
+  assert [len(part) for part in ours] == [1] and ours[0][0][0] == 0
+  assert ours[0][0][1] < 200 and info.timing.losses[-1].reason == "damaged"
+
+
 def test_a_clip_never_spans_a_hole(make, film, tmp_path):
   """The whole way: rows and clips of a file with a hole, and of the same film that is whole."""
   folder = tmp_path / "in"
