@@ -197,7 +197,7 @@ def _check_alike(facts: Facts, more: Dataset, changes: Mapping) -> None:
 
 
 def _has_all(old: Dataset, more: Dataset) -> bool:
-  """Whether every record of `more` is one of `old`."""
+  """Tells whether every record of `more` is one of `old`."""
   order = np.argsort(old.index["id"])
   ids = old.index["id"][order]
   rows = order[np.searchsorted(ids, more.index["id"]).clip(max=len(order) - 1)]

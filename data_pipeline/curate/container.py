@@ -47,7 +47,7 @@ _CONTAINERS = (  # (place, bytes): what a file begins with that was a video once
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a source may have, beyond which it is refused.
+  """The bounds of a source, beyond which it is refused.
 
   Attributes:
     max_side: pixels.

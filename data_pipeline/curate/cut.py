@@ -147,7 +147,7 @@ def _left_out(name: str, info: MediaInfo) -> Iterator[Reject]:
 
 
 def _facts(info: MediaInfo) -> dict[str, Any]:
-  """What `probe` says, JSON-able."""
+  """Gives what `probe` says, JSON-able."""
   names = [f.name for f in dataclasses.fields(info) if f.name not in ("timing", "index")]
   facts = {name: getattr(info, name) for name in names}
   return {k: float(v) if isinstance(v, Fraction) else v for k, v in facts.items()}
@@ -314,7 +314,7 @@ def choose_words(
 def _describe(
   record: ClipRecord, video: EncodedVideo, bars: Bars, look: Look, camera: str
 ) -> dict[str, Any]:
-  """What the summary says of a clip."""
+  """Gives what the summary says of a clip."""
   count, height, width, _ = video.shape
   return dict(
     id=record.id,

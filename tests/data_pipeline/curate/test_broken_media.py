@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from data_pipeline.curate.container import Limits
 from data_pipeline.curate.cut import cut_source
 from data_pipeline.curate.decode import NO_TIME, Misread
-from data_pipeline.curate.frame_index import find_whole, settle
+from data_pipeline.curate.frame_index import find_whole
+from data_pipeline.curate.frame_times import settle
 from data_pipeline.curate.media import frames, probe
 from data_pipeline.curate.settings import read_settings
 from data_pipeline.curate.sources import find_sources
