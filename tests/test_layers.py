@@ -30,6 +30,7 @@ SHARED = {
   "tokens",
   "packing",
   "loader",
+  "paths",
   "clips",
   "hashing",
   "renditions",

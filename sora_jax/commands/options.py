@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from data_pipeline.errors import BadInput
+from sora_jax.commands.config_files import resolve_config
 
 
 def make_parser(command: str, does: str, example: str, *, config: bool = False, beam: bool = False):
@@ -40,7 +41,7 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False, 
       "--config",
       required=not beam,
       metavar="FILE.py[:ARG]",
-      help="experiment; --config.a.b=value overrides",
+      help="experiment: a file, or a shipped one by name (demo:dit); --config.a.b=value overrides",
     )
   return parser
 
@@ -103,15 +104,15 @@ def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def load_config(words: list[str]):
-  """Loads a locked ConfigDict from `--config=FILE.py[:arg]` and its overrides.
+  """Loads a locked ConfigDict from `--config=FILE.py[:arg]`, or a name, and its overrides.
 
   Raises:
     BadInput: no such file, misspelt key, or value of another type.
   """
   values = flags.FlagValues()
-  path = next(w.split("=", 1)[1] for w in words if w.startswith("--config="))
-  if not os.path.isfile(path.partition(":")[0]):
-    raise BadInput(f"config: no file {path.partition(':')[0]!r}. Give --config=FILE.py[:arg].")
+  given = next(w for w in words if w.startswith("--config="))
+  path = resolve_config(given.partition("=")[2])
+  words = [f"--config={path}" if word is given else word for word in words]
   holder = config_flags.DEFINE_config_file(
     "config", flag_values=values, lock_config=True, sys_argv=["sora", *words]
   )
