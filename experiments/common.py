@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 def base(total_steps: int) -> ConfigDict:
   """Settings of any run, VAE or DiT."""
   c = ConfigDict()
+  c.version = 2  # of the settings' meaning; configs without it mean what they did before
   c.seed = 0
   c.total_steps = total_steps
   # -1: what the other axes leave; slices=0: as many as the devices tell.

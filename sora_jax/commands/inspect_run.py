@@ -7,6 +7,7 @@ from sora_jax.commands.progress import say
 from sora_jax.train.checkpoint import STORED, Checkpoints
 from sora_jax.train.goodput import goodput
 from sora_jax.train.hashes import state_hashes, tree_sha256
+from sora_jax.train.migrations import migrate
 from sora_jax.train.workdir import checkpoints_of, open_workdir
 
 
@@ -34,6 +35,9 @@ def describe_run(workdir) -> dict:
     progress, run = checkpoints.describe(step)
     further = [f"averages/{decay}" for decay in checkpoints.averages(step)]
     state = checkpoints.read(step, parts=(*STORED, *further))
+  run["config"], line = migrate(run["config"], f"inspect: the config of --workdir={workdir}")
+  if line:
+    say(line)
   return {
     "step": step,
     **progress._asdict(),

@@ -71,7 +71,7 @@ class ConfigParser(Parser):
     words, rest = _split_config(sys.argv[1:] if args is None else list(args))
     path = next((w.split("=", 1)[1] for w in words if w.startswith("--config=")), None)
     parsed = super().parse_args(rest + ([f"--config={path}"] if path else []), namespace)
-    parsed.config = load_config(words)
+    parsed.config, parsed.config_file = load_config(words), path
     return parsed
 
 

@@ -9,6 +9,7 @@ import jax
 
 from data_pipeline.errors import BadInput
 from sora_jax.build.attention import attention_backend
+from sora_jax.build.migrations import fill_in
 from sora_jax.build.program import (
   build_program,
   check_plannable,
@@ -69,6 +70,8 @@ def parser():
 
 def run(args) -> dict:
   config, price = args.config, args.price
+  if line := fill_in(config, args.config_file):
+    say(f"plan: {line}")
   if not 0 <= price < math.inf:
     raise BadInput(f"plan: --price={price} is no price. Give that of a chip and hour.")
   if args.search and args.mesh:

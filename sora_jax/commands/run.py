@@ -10,11 +10,13 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import BadInput
 from sora_jax.build.dit import DIT_SETTINGS, build_sampler, dit_settings
+from sora_jax.commands.progress import say
 from sora_jax.generate.pipeline import Pipeline
 from sora_jax.models.dit import DiT
 from sora_jax.models.frozen_vae import load_frozen_vae
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_frozen_text_encoder
+from sora_jax.train.migrations import migrate
 from sora_jax.train.weights import read_weights, replace_params
 from sora_jax.train.workdir import open_workdir
 
@@ -41,6 +43,9 @@ def read_config(folder: Path) -> ConfigDict:
     raise BadInput(f"run: {path} is damaged ({error!r}). Copy the run again.") from error
   if model != "dit":
     raise BadInput(f"--workdir={folder} is a run of a {model}. Give the workdir of a DiT.")
+  saved, line = migrate(saved, f"run: {path}")
+  if line:
+    say(line)
   lacking = [name for name in DIT_SETTINGS if name not in saved["model"]]
   lacking += [name for name in ("data", "diffusion", "sample") if name not in saved]
   if lacking:

@@ -20,6 +20,7 @@ from data_pipeline.errors import BadInput
 from data_pipeline.row import check_alike
 from sora_jax.build.attention import attention_backend, build_attention
 from sora_jax.build.dit import check_patch, dit_task
+from sora_jax.build.migrations import fill_in
 from sora_jax.build.run import build_mesh, build_optimizer, build_schedule, check_microbatches
 from sora_jax.build.vae import clips_of, vae_task
 from sora_jax.commands.data import make_world
@@ -76,6 +77,8 @@ def parser():
 
 
 def run(args) -> dict | None:
+  if line := fill_in(args.config, args.config_file):
+    say(f"train: {line}")
   wait = args.config.wait
   check_ranges(json.loads(args.config.to_json()))
   with leaving_at_sigterm("train"):

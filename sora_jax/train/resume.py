@@ -10,6 +10,7 @@ from importlib.metadata import version
 import jax
 
 from data_pipeline.errors import BadInput
+from sora_jax.train.migrations import VERSION, as_json, migrate, show, version_of
 
 # Settings that change where or how often, never what is learnt from which data. The dataset may
 # move (its fingerprint is compared); weights to start from are read by a run's first session alone.
@@ -37,7 +38,9 @@ MAY_CHANGE = (
 )
 
 
-_SHOWN = 4  # settings that a refusal names; more would be another config altogether
+# Settings that a refusal names; more would be another config altogether, but for what an upgrade
+# changed: of a checkpoint of an earlier version all are named.
+_SHOWN = 4
 
 
 def environment() -> dict:
@@ -130,24 +133,34 @@ def check_resume(saved: dict, now: dict) -> list[str]:
   Raises:
     BadInput: a setting, the dataset or the pack plan changed, which may not.
   """
-  changed = check_config(saved["config"], now["config"])
+  changed, line = check_config(saved["config"], now["config"]), told(saved["config"])
   for key, what in (("dataset_fingerprint", "dataset"), ("plan_fingerprint", "pack plan")):
     if saved[key] != now[key]:
       raise BadInput(
         f"resume: {key}={now[key]} is not the checkpoint's {saved[key]} (another {what})."
         f" Use a new --workdir, or the {what} that the run began with."
       )
-  return _schedule_warning(changed, now["config"]) + _environment_warning(saved, now)
+  warnings = _schedule_warning(changed, now["config"]) + _environment_warning(saved, now)
+  return [f"resume: {line}", *warnings] if line else warnings
+
+
+def told(saved: dict) -> str:
+  """A line on a checkpoint's config of an earlier version, taken as it was meant; "" for others."""
+  return migrate(saved, "the checkpoint's config")[1]
 
 
 def check_config(saved: dict, now: dict) -> dict[str, tuple]:
   """Compares the configs alone, before anything is built from the new one.
+
+  Those of earlier versions are compared by what they meant (see `migrations`).
 
   Returns:
     The changes, all of them allowed: flat name -> (saved, now).
   Raises:
     BadInput: a setting changed that may not.
   """
+  is_older = version_of(saved, "resume: the checkpoint's config") < VERSION
+  saved, now = (as_json(migrate(config, "resume: config")[0]) for config in (saved, now))
   changed = changes(saved, now)
   refused = {
     name: pair
@@ -155,11 +168,12 @@ def check_config(saved: dict, now: dict) -> dict[str, tuple]:
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
   }
   if refused:
-    shown = dict(itertools.islice(refused.items(), _SHOWN))
-    listed = "; ".join(f"{key}: {a} in the checkpoint, {b} now" for key, (a, b) in shown.items())
+    shown = dict(itertools.islice(refused.items(), len(refused) if is_older else _SHOWN))
+    pairs = ((key, show(before), show(after)) for key, (before, after) in shown.items())
+    listed = "; ".join(f"{key}: {a} in the checkpoint, {b} now" for key, a, b in pairs)
     if len(refused) > len(shown):
       listed += f"; and {len(refused) - len(shown)} more settings"
-    settings = ", ".join(f"{name}={a}" for name, (a, _) in shown.items() if a != "absent")
+    settings = ", ".join(f"{name}={show(a)}" for name, (a, _) in shown.items() if a != "absent")
     back = f", or set {settings}" if settings and shown == refused else ""
     raise BadInput(f"resume: {listed}. Use a new --workdir{back}.")
   return changed

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import named_leaves, path_name
 from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.migrations import as_json, migrate
 from sora_jax.train.workdir import checkpoints_of, open_workdir
 
 
@@ -95,16 +96,26 @@ def check_origin(source: str, made_with: Mapping[str, str | None]) -> None:
       )
 
 
+# What a model was trained with that its weights' shapes do not tell.
+LEARNT = {"prediction": "prediction", "rotary_seconds": "range of rotary periods"}
+
+
 def compare_origin(source: str, workdir: Path) -> list[str]:
-  """A warning when `source` was trained to predict something else, as far as both runs say."""
-  run, keys = split_source(source)[0], ("model", "prediction")
-  theirs, ours = (_look_up(folder / "config.json", keys) for folder in (run, workdir))
-  if None in (theirs, ours) or theirs == ours:
-    return []
+  """Warnings where `source` was trained to predict or to see otherwise, as far as both runs say."""
+  run = split_source(source)[0]
+  theirs, ours = (_model_of(folder / "config.json") for folder in (run, workdir))
   return [
-    f"init_from: {source} was trained with another prediction ({theirs}, here {ours}). Its weights "
-    "have to learn that anew."
+    f"init_from: {source} was trained with another {what} ({theirs[name]}, here {ours[name]}). Its "
+    "weights have to learn that anew."
+    for name, what in LEARNT.items()
+    if name in theirs and name in ours and theirs[name] != ours[name]
   ]
+
+
+def _model_of(path: Path) -> dict[str, Any]:
+  """`model` of a run's config, as this version means it; {} where there is none."""
+  saved = _look_up(path, ())
+  return as_json(migrate(saved, f"init_from: {path}")[0]).get("model", {})
 
 
 def _look_up(path: Path, keys: tuple[str, ...]) -> Any:

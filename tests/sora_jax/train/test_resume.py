@@ -17,6 +17,7 @@ from sora_jax.train.metrics import read_metrics
 from sora_jax.train.resume import MAY_CHANGE, check_resume, flatten, run_facts, warn_inexact
 
 CONFIG = {
+  "version": 2,
   "total_steps": 100,
   "data": {"slots": 4096, "rows": 8},
   "model": {"width": 64, "patch": (1, 2, 2), "remat": "none"},
@@ -153,7 +154,7 @@ def make():
 def train(workdir, events, checkpoints):
   shapes, mesh = jax.eval_shape(make), make_mesh()
   places = state_shardings(shapes, REPLICATED, mesh)
-  facts = run_facts({"total_steps": TOTAL}, dataset_fingerprint="d", plan_fingerprint="p")
+  facts = run_facts({"version": 2, "total_steps": TOTAL}, dataset_fingerprint="d", plan_fingerprint="p")
   batches, at = Batches(), checkpoints.latest_step()
   if at is None:
     state, progress = jax.jit(make, out_shardings=places)(), Progress(batches.cursor)
