@@ -154,7 +154,8 @@ def make():
 def train(workdir, events, checkpoints):
   shapes, mesh = jax.eval_shape(make), make_mesh()
   places = state_shardings(shapes, REPLICATED, mesh)
-  facts = run_facts({"version": 2, "total_steps": TOTAL}, dataset_fingerprint="d", plan_fingerprint="p")
+  config = {"version": 2, "total_steps": TOTAL}
+  facts = run_facts(config, dataset_fingerprint="d", plan_fingerprint="p")
   batches, at = Batches(), checkpoints.latest_step()
   if at is None:
     state, progress = jax.jit(make, out_shardings=places)(), Progress(batches.cursor)
