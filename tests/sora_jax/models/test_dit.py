@@ -1,4 +1,7 @@
-"""A packed row gives every segment the output and the gradients that it has alone."""
+"""A packed row gives every segment the output and the gradients that it has alone.
+
+These are properties: what a segment alone has to give is held by test_dit_reference.py.
+"""
 
 import functools
 
@@ -14,7 +17,7 @@ from sora_jax.attention.registry import segment_attention
 from sora_jax.models.dit import DiT
 from sora_jax.nn.embed import CaptionPool
 from sora_jax.parallel.rules import named_leaves
-from sora_jax.train.dit_loss import dit_errors
+from sora_jax.train.dit_loss import dit_errors, noisy_patches
 
 PATCH = (1, 2, 2)
 SHAPES = [(3, 4, 4), (1, 4, 8), (2, 6, 4), (4, 2, 2)]
@@ -228,6 +231,11 @@ def test_given_tokens_are_clean_and_cost_nothing(model):
   segment = make_segments()[0]
   given = np.arange(len(segment.patches)) < 4
   batch = batch_of([[Segment(**{**vars(segment), "given": given})]])
+  x, _, z, t = (np.asarray(part)[0] for part in noisy_patches(batch, jnp.full((4, 4), 0.5), 0))
+  first = segment.caption_tokens
+  np.testing.assert_array_equal(z[first : first + 4], x[first : first + 4])
+  assert not np.any(t[: first + 4]) and np.all(t[first + 4 : segment.tokens] == 0.5)
+  assert not np.any(np.all(z == x, -1)[first + 4 : segment.tokens])
   (_, error), gradient = segment_errors(structure, prediction="clean")(params, batch)
   patches = np.asarray(error)[0][segment.caption_tokens : segment.tokens]
   assert np.all(patches[:4] == 0) and np.all(patches[4:] > 0)

@@ -1,14 +1,18 @@
-"""Rotary positions, gathers and the block: closed forms, properties, torch as the reference."""
+"""Layers against closed forms in numpy's float64; the whole model meets torch's values in
+models/test_dit_reference.py.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.special import expit, softmax
 
 from data_pipeline.errors import BadInput
 from sora_jax.attention.registry import segment_attention
-from sora_jax.nn.block import Block, layer_norm
+from sora_jax.nn.block import MLP, Attention, Block, layer_norm
+from sora_jax.nn.embed import CaptionPool, LevelEmbedding, sinusoidal
 from sora_jax.nn.gather import gather_rows
 from sora_jax.nn.rope import rotary_angles, rotary_frequencies, rotate
 
@@ -89,16 +93,84 @@ def test_layer_norm_has_unit_variance():
   np.testing.assert_allclose(jnp.std(y, -1), 1, atol=1e-4)
 
 
+def attend_alone(q, k, v):
+  """Softmax attention of one segment [n,heads,side], float64."""
+  q, k, v = (np.asarray(part, np.float64).swapaxes(0, 1) for part in (q, k, v))
+  scores = softmax(q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]), axis=-1)
+  return (scores @ v).swapaxes(0, 1)
+
+
 def test_segment_attention_is_softmax_attention_of_each_segment():
   rng = np.random.default_rng(3)
   q, k, v = (jnp.asarray(rng.normal(size=(1, 7, 2, 8)), jnp.float32) for _ in range(3))
   segment = jnp.array([[1, 1, 1, 2, 2, 0, 0]])
   out = segment_attention("xla")(q, k, v, segment)
   for part in (slice(0, 3), slice(3, 5), slice(5, 7)):
-    alone = jax.nn.dot_product_attention(q[:, part], k[:, part], v[:, part])
-    np.testing.assert_allclose(out[:, part], alone, rtol=1e-5, atol=1e-5)
+    alone = attend_alone(q[0, part], k[0, part], v[0, part])
+    np.testing.assert_allclose(out[0, part], alone, rtol=1e-5, atol=1e-6)
   with pytest.raises(BadInput, match="backend='flash9' is not one of"):
     segment_attention("flash9")
+
+
+def test_attention_normalises_and_turns_queries_and_keys():
+  rng = np.random.default_rng(4)
+  layer = Attention(32, 2, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+  for norm in (layer.norm_q, layer.norm_k):
+    norm.scale[...] = jnp.asarray(1 + 0.3 * rng.normal(size=16), jnp.float32)
+  x, angles = rng.normal(size=(5, 32)), rng.normal(size=(5, 8))
+
+  def prepare(y, scale):
+    y = y / np.sqrt(np.mean(y * y, -1, keepdims=True) + 1e-6) * np.asarray(scale)
+    turned = (y[..., :8] + 1j * y[..., 8:]) * np.exp(1j * angles)[:, None]
+    return np.concatenate([turned.real, turned.imag], -1)
+
+  q, k, v = np.einsum("nd,dphs->pnhs", x, np.asarray(layer.qkv.kernel, np.float64))
+  q, k = prepare(q, layer.norm_q.scale[...]), prepare(k, layer.norm_k.scale[...])
+  out = np.einsum("nhs,hsd->nd", attend_alone(q, k, v), np.asarray(layer.out.kernel, np.float64))
+  attend = lambda q, k, v: segment_attention("xla")(q, k, v, jnp.ones((1, 5), int))  # noqa: E731
+  given = (jnp.asarray(array, jnp.float32)[None] for array in (x, angles))
+  found = layer(*given, attend, lambda f: f)[0]
+  np.testing.assert_allclose(found, out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "hidden"), [("gelu", 64), ("swiglu", 64)])
+def test_mlp_is_gelu_or_swiglu(kind, hidden):
+  dtypes = dict(dtype=jnp.float32, param_dtype=jnp.float32)
+  layer = MLP(32, ratio=2, kind=kind, **dtypes, rngs=nnx.Rngs(0))
+  x = np.random.default_rng(5).normal(size=(3, 32))
+  y = np.einsum("nd,dph->pnh", x, np.asarray(layer.into.kernel, np.float64))
+  assert y.shape == (1 + (kind == "swiglu"), 3, hidden)
+  if kind == "swiglu":  # gate, value
+    y = y[0] * expit(y[0]) * y[1]
+  else:  # Hendrycks & Gimpel 2016, arXiv:1606.08415, sec. 2
+    y = 0.5 * y[0] * (1 + np.tanh(np.sqrt(2 / np.pi) * (y[0] + 0.044715 * y[0] ** 3)))
+  found = layer(jnp.asarray(x, jnp.float32)[None], lambda f: f)[0]
+  np.testing.assert_allclose(found, y @ np.asarray(layer.out.kernel), rtol=1e-4, atol=1e-5)
+
+
+def test_levels_are_waves_of_a_thousand_t():
+  t = np.array([[0.0, 0.25, 0.8125, 1.0]])
+  angles = 1000 * t[..., None] * 10_000.0 ** (-np.arange(4) / 4)
+  waves = np.concatenate([np.cos(angles), np.sin(angles)], -1)
+  np.testing.assert_allclose(sinusoidal(jnp.asarray(t, jnp.float32), 8), waves, atol=1e-4)
+  layer = LevelEmbedding(16, features=8, rngs=nnx.Rngs(0))
+  hidden = waves @ np.asarray(layer.into.kernel)
+  expected = (hidden * expit(hidden)) @ np.asarray(layer.out.kernel)
+  np.testing.assert_allclose(layer(jnp.asarray(t, jnp.float32)), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_pooled_caption_is_the_mean_over_the_segments_tokens():
+  rng = np.random.default_rng(6)
+  layer = CaptionPool(8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  tokens = rng.normal(size=(1, 4, 8))
+  text_index = np.array([[0, 1, 2, -1, -1, 3, -1, -1]])
+  segment = np.array([[1, 1, 1, 1, 1, 2, 2, 0]])
+  hidden = tokens[0] @ np.asarray(layer.into.kernel)
+  hidden = hidden * expit(hidden)
+  means = np.stack([np.zeros(8), hidden[:3].mean(0), hidden[3], np.zeros(8)])
+  given = jnp.asarray(tokens, jnp.float32), jnp.asarray(text_index), jnp.asarray(segment)
+  found = layer(*given, 4)[0]
+  np.testing.assert_allclose(found, means @ np.asarray(layer.out.kernel), rtol=1e-4, atol=1e-5)
 
 
 def test_angles_ask_for_full_precision():
