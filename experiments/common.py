@@ -13,7 +13,8 @@ def base(total_steps: int) -> ConfigDict:
   c.mesh = dict(data=-1, fsdp=1, context=1, tensor=1, slices=0)
   c.shard_over_context = False  # parameters in shards over mesh.context too, not mesh.fsdp alone
   c.accumulate_steps = 1  # microbatches that a step's rows are computed in, one after the other
-  c.init_from = ""  # "RUN@STEP" or "RUN" starts a stage from another run's weights
+  c.init_from = ""  # folder or URL of another run, whose weights a stage starts from
+  c.init_step = -1  # of its checkpoints; -1: the newest
   c.init_weights = "ema"  # or "params", or "ema:0.9999" of more_ema_decays
   c.every = every()
   c.wait = waits()

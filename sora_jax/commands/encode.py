@@ -16,7 +16,7 @@ from sora_jax.models.text.encoder import TextEncoder
 from sora_jax.models.text.registry import load_text_encoder
 from sora_jax.parallel import hosts
 from sora_jax.train.stop import leaving_at_sigterm
-from sora_jax.train.workdir import open_workdir
+from sora_jax.train.workdir import open_run_folder
 
 DOES = "Encodes clip records with a trained VAE and a text encoder. A killed job is continued."
 EXAMPLE = """
@@ -122,7 +122,7 @@ def encode(args) -> dict:
     )
   rules = None if args.config is None else config_rules(args.config)
   encoders = load_encoders(args.text, args.text_folder)
-  vae = load_frozen_vae(open_workdir(args.workdir) / "frozen" / "vae")
+  vae = load_frozen_vae(open_run_folder(args.workdir) / "frozen" / "vae")
   job = EncodeJob(
     Dataset.open(args.data, kind="clip"),
     vae,

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from data_pipeline.paths import is_url
 from data_pipeline.records import ClipRecord
 from data_pipeline.video import as_frames
 from data_pipeline.worlds import judge
@@ -21,7 +22,6 @@ from sora_jax.generate.media import read_mp4, replacing, write_mp4
 from sora_jax.generate.pipeline import Request
 from sora_jax.models.text.encoder import describe
 from sora_jax.train.hashes import tree_sha256
-from sora_jax.train.object_store import is_url
 
 CRF = 12
 GROUPS = {

@@ -31,6 +31,7 @@ def parser():
   where = p.add_mutually_exclusive_group(required=True)
   where.add_argument("--workdir", help="run of sora train")
   where.add_argument("--data", help="dataset of clip or latent records")
+  p.add_argument("--step", type=int, help="checkpoint of --workdir; default: the newest")
   p.add_argument(
     "--slots", type=int, default=0, help="token slots a row: also packs the train split"
   )
@@ -86,7 +87,7 @@ def run(args) -> dict:
   if args.workdir:
     if args.html or args.clips or args.export or args.split or args.limit:
       raise BadInput("inspect: --html, --clips, --export, --split and --limit ask for --data.")
-    facts = describe_run(args.workdir)
+    facts = describe_run(args.workdir, args.step)
     if not args.json:
       for key in ("step", "tokens_seen", "clips_seen", "parameters", "cursor"):
         say(f"{key:14} {facts[key]}")
@@ -97,6 +98,8 @@ def run(args) -> dict:
       say(f"config         {args.workdir.rstrip('/')}/config.json")
       print_goodput(facts["goodput"])
     return facts
+  if args.step is not None:
+    raise BadInput("inspect: --step asks for --workdir.")
   if args.limit < 0:
     raise BadInput(f"inspect: --limit={args.limit} is below 0. Give a number of clips.")
   dataset = Dataset.open(args.data, kind=None)

@@ -8,11 +8,11 @@ from sora_jax.train.checkpoint import STORED, Checkpoints
 from sora_jax.train.goodput import goodput
 from sora_jax.train.hashes import state_hashes, tree_sha256
 from sora_jax.train.migrations import migrate
-from sora_jax.train.workdir import checkpoints_of, open_workdir
+from sora_jax.train.workdir import checkpoints_of, open_run_folder
 
 
-def describe_run(workdir) -> dict:
-  """Reads the newest checkpoint on any machine: needs neither the dataset nor the mesh.
+def describe_run(workdir, step: int | None = None) -> dict:
+  """Reads a checkpoint on any machine, the newest by default: needs neither dataset nor mesh.
 
   Returns:
     `step`, `tokens_seen`, `clips_seen`, `cursor`, `params_sha256`, `ema_sha256`, `opt_sha256`,
@@ -21,17 +21,20 @@ def describe_run(workdir) -> dict:
   Raises:
     BadInput: no checkpoint there, or a damaged one.
   """
-  folder = checkpoints_of(opened := open_workdir(str(workdir)))
+  folder = checkpoints_of(opened := open_run_folder(str(workdir)))
   if not folder.is_dir():
     raise BadInput(
       f"inspect: --workdir={workdir} holds no checkpoints folder. Give a workdir of sora train."
     )
   with Checkpoints(folder, read_only=True) as checkpoints:
-    step = checkpoints.latest_step()
-    if step is None:
+    saved = checkpoints.all_steps()
+    if not saved:
       raise BadInput(
         f"inspect: --workdir={workdir} holds no finished checkpoint. Let sora train save one first."
       )
+    step = max(saved) if step is None else step
+    if step not in saved:
+      raise BadInput(f"inspect: --step={step} is not saved in {folder}, which has {saved}.")
     progress, run = checkpoints.describe(step)
     further = [f"averages/{decay}" for decay in checkpoints.averages(step)]
     state = checkpoints.read(step, parts=(*STORED, *further))

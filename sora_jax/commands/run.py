@@ -17,8 +17,8 @@ from sora_jax.models.frozen_vae import load_frozen_vae
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_frozen_text_encoder
 from sora_jax.train.migrations import migrate
-from sora_jax.train.weights import read_weights, replace_params
-from sora_jax.train.workdir import open_workdir
+from sora_jax.train.weights import Origin, read_weights, replace_params
+from sora_jax.train.workdir import open_run_folder
 
 
 class Run(NamedTuple):
@@ -66,7 +66,7 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
   Raises:
     BadInput: no such run or checkpoint, or it is not a DiT's.
   """
-  folder = open_workdir(workdir)
+  folder = open_run_folder(workdir)
   if not (folder / "config.json").is_file():
     raise BadInput(
       f"--workdir={workdir} holds no run (no config.json). Give a workdir of sora train."
@@ -76,9 +76,9 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
   encoder = load_frozen_text_encoder(folder / "frozen" / "text")
   text = describe(encoder)
   settings = dit_settings(config, latent_channels=vae.latent_channels, text=text)
-  source = workdir if step is None else f"{workdir}@{step}"
-  loaded, found = read_weights(source, weights)
+  origin = Origin(workdir, step, weights)
+  loaded, found = read_weights(origin)
   shapes = nnx.state(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
-  params = replace_params(shapes, loaded, source)
+  params = replace_params(shapes, loaded, str(origin))
   sampler = build_sampler(config, jax.device_put(params), vae, text)
   return Run(config, found, Pipeline(encoder, sampler, vae))

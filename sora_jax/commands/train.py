@@ -45,8 +45,8 @@ from sora_jax.train.run_folder import check_workdir, lock, tell
 from sora_jax.train.session import train
 from sora_jax.train.stop import leaving_at_sigterm
 from sora_jax.train.task import Schedule
-from sora_jax.train.weights import check_origin
-from sora_jax.train.workdir import Mirror, checkpoints_of, open_workdir, url_of
+from sora_jax.train.weights import Origin, check_origin
+from sora_jax.train.workdir import Mirror, checkpoints_of, open_run_folder, open_workdir, url_of
 
 PREPARE_SECONDS = 86_400  # that processes wait while the first one makes data, once a run
 STATISTICS_CLIPS = 256  # clips, or windows of them, that the latents' mean and std come from
@@ -156,12 +156,15 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh, push) -> dict:
   is_dit = config.model.name == "dit"
   plain = json.loads(config.to_json())
   check_workdir(workdir, plain)
+  origin = origin_of(config)
+  if origin.run and not has_begun(workdir):
+    open_run_folder(origin.run)  # refuses before data is made
   datasets = open_data(config, workdir, kind="latent" if is_dit else "clip")
   if is_dit:
     text = choose_tokenizer(datasets, config.data.text)
     check_alike(datasets, text)
-    if config.init_from and not has_begun(workdir):
-      check_origin(config.init_from, made_with(datasets[0], text))
+    if origin.run and not has_begun(workdir):
+      check_origin(origin, made_with(datasets[0], text))
     keep = lambda: keep_frozen(datasets[0], text, workdir)  # noqa: E731
     hosts.first_does("frozen", keep, seconds=PREPARE_SECONDS)
   with jax.set_mesh(mesh):
@@ -177,8 +180,7 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh, push) -> dict:
       plain,
       schedule,
       mesh,
-      init_from=config.init_from,
-      init_weights=config.init_weights,
+      origin=origin,
       push=push,
       slices=slice_count(mesh, config.mesh.slices),
     )
@@ -192,6 +194,21 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh, push) -> dict:
     "tokens_seen": progress.tokens_seen,
     "clips_seen": progress.clips_seen,
   }
+
+
+def origin_of(config) -> Origin:
+  """The weights that a run starts from, of `init_from`, `init_step` and `init_weights`.
+
+  Raises:
+    BadInput: a step that is none, or of no run.
+  """
+  run, step = config.init_from, config.init_step
+  if step < -1 or (step >= 0 and not run):
+    raise BadInput(
+      f"train: init_step={step} is no step of init_from={run!r}. Give one that is saved there,"
+      " or -1 for the newest."
+    )
+  return Origin(run, None if step == -1 else step, config.init_weights)
 
 
 def whole(params):

@@ -23,11 +23,12 @@ from jax.sharding import NamedSharding
 from orbax.checkpoint import args as ocp_args
 
 from data_pipeline.errors import BadInput
+from data_pipeline.paths import is_url
 from sora_jax.parallel import hosts
 from sora_jax.parallel.broadcast import can_broadcast, first_slice, is_in_first, to_all_slices
 from sora_jax.parallel.rules import named_leaves
 from sora_jax.train.hashes import checksums, host_checksums
-from sora_jax.train.object_store import is_url, move_folder
+from sora_jax.train.object_store import move_folder
 from sora_jax.train.state import Progress, State
 from sora_jax.train.stop import DiskFull
 

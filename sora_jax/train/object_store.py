@@ -17,14 +17,10 @@ import fsspec.core
 from etils import epath
 
 from data_pipeline.errors import BadInput
+from data_pipeline.paths import is_url
 
 DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # of fsspec, by scheme
 _CACHES = ("gcs", "gs", "s3")
-
-
-def is_url(name) -> bool:
-  """Whether a place is named by a URL, not by a path."""
-  return "://" in str(name)
 
 
 def prepare(url: str) -> None:

@@ -28,6 +28,7 @@ MAY_CHANGE = (
   "spike.*",
   "sample.*",
   "init_from",
+  "init_step",
   "init_weights",
   "model.remat",
   "model.attention_backend",

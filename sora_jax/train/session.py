@@ -27,16 +27,16 @@ from sora_jax.train.step import make_step
 from sora_jax.train.stop import Signals
 from sora_jax.train.task import Schedule, Task
 from sora_jax.train.watchdog import Watchdog
-from sora_jax.train.weights import compare_origin, read_weights, replace_params
+from sora_jax.train.weights import Origin, compare_origin, read_weights, replace_params
 from sora_jax.train.workdir import checkpoints_of
 
 
-def start_state(task: Task, places: State, init_from: str, init_weights: str) -> State:
+def start_state(task: Task, places: State, origin: Origin) -> State:
   """A state at step 0: fresh parameters, or those of another run; the optimiser is always fresh."""
-  if not init_from:
+  if not origin.run:
     return jax.jit(lambda: task.init_state(task.init()), out_shardings=places)()
-  weights, _ = read_weights(init_from, init_weights)
-  params = replace_params(jax.eval_shape(task.init), weights, init_from)
+  weights, _ = read_weights(origin)
+  params = replace_params(jax.eval_shape(task.init), weights, origin.run)
   return jax.jit(task.init_state, out_shardings=places)(params)
 
 
@@ -98,8 +98,7 @@ def train(
   schedule: Schedule,
   mesh,
   *,
-  init_from: str,
-  init_weights: str,
+  origin: Origin,
   push: Callable[[], None] = lambda: None,
   slices: int = 1,
 ) -> tuple[State, Progress]:
@@ -110,7 +109,7 @@ def train(
   Args:
     workdir: `lock`ed by the caller.
     config: resolved, as plain values: kept in the workdir and in every checkpoint.
-    init_from: see `read_weights`; read when the workdir has no checkpoint yet.
+    origin: of the first weights; read when the workdir has no checkpoint yet.
     push: called before each save, see `Mirror`.
     slices: of the mesh, see `Checkpoints.restore`.
   Returns:
@@ -150,17 +149,15 @@ def train(
     skips: list[tuple[int, int]] = []
     while True:
       try:
-        return attempt(session, skips, init_from, init_weights)
+        return attempt(session, skips, origin)
       except Spike as spike:
         skips.append(spike.skip)
         roll_back(session, spike, len(skips))
 
 
-def attempt(
-  session: Session, skips: list, init_from: str, init_weights: str
-) -> tuple[State, Progress]:
+def attempt(session: Session, skips: list, origin: Origin) -> tuple[State, Progress]:
   """Trains from the newest checkpoint on, or from the beginning."""
-  opened = reopen(session, skips, init_from, init_weights)
+  opened = reopen(session, skips, origin)
   state, progress, facts, batches = opened
   del opened  # its buffers are donated
   schedule, step = session.schedule, int(state.step)
@@ -199,14 +196,14 @@ def attempt(
       )
 
 
-def reopen(session: Session, skips: list, init_from: str, init_weights: str) -> Opened:
+def reopen(session: Session, skips: list, origin: Origin) -> Opened:
   """Opens the newest checkpoint; one that is damaged is put aside, and the one before opened.
 
   Raises:
     Damaged: there is none before, or it is damaged as well: something else is wrong.
   """
   try:
-    return open_newest(session, skips, init_from, init_weights)
+    return open_newest(session, skips, origin)
   except Damaged as error:
     step = session.checkpoints.latest_step()
     if step is None or len(session.checkpoints.all_steps()) < 2:
@@ -215,10 +212,10 @@ def reopen(session: Session, skips: list, init_from: str, init_weights: str) -> 
     before = session.checkpoints.latest_step()
     warn_changes([f"{error} It was moved to {where}: goes on from step {before}."], session.events)
     session.events("damaged", step=step, moved=where)
-    return open_newest(session, skips, init_from, init_weights)
+    return open_newest(session, skips, origin)
 
 
-def open_newest(session: Session, skips: list, init_from: str, init_weights: str) -> Opened:
+def open_newest(session: Session, skips: list, origin: Origin) -> Opened:
   """State, progress and data of the newest checkpoint; of a run's beginning where there is none."""
   task, checkpoints, events = session.task, session.checkpoints, session.events
   step = checkpoints.newest()
@@ -245,9 +242,9 @@ def open_newest(session: Session, skips: list, init_from: str, init_weights: str
     )
     if step is None:
       places = jax.tree.map(lambda leaf: leaf.sharding, session.abstract)
-      state, progress = start_state(task, places, init_from, init_weights), Progress(batches.cursor)
-      if init_from:
-        warn_changes(compare_origin(init_from, session.workdir), events)
+      state, progress = start_state(task, places, origin), Progress(batches.cursor)
+      if origin.run:
+        warn_changes(compare_origin(origin, session.workdir), events)
     else:
       state, progress, _ = checkpoints.restore(step, session.abstract, session.slices)
       events("resume", step=step)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,36 +12,43 @@ from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import named_leaves, path_name
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.migrations import as_json, migrate
-from sora_jax.train.workdir import checkpoints_of, open_workdir
+from sora_jax.train.workdir import checkpoints_of, open_run_folder
 
 
-def split_source(source: str) -> tuple[Path, int | None]:
-  """Folder and step of "RUN@STEP"; of "RUN" the step is None, for its newest checkpoint."""
-  run, _, step = source.rpartition("@")
-  name, number = (run, int(step)) if run and step.isdecimal() else (source, None)
-  return open_workdir(name), number
+class Origin(NamedTuple):
+  """Weights of another run.
 
-
-def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
-  """Parameters of another run by path name, as numpy arrays, and their step.
-
-  Args:
-    source: "RUN@STEP", or "RUN" for its newest checkpoint.
+  Attributes:
+    run: its folder or URL, as it is named; "" for none.
+    step: of the checkpoint; None for the newest.
     which: "params", "ema", or "ema:DECAY" of one of the further averages.
+  """
+
+  run: str
+  step: int | None
+  which: str
+
+  def __str__(self) -> str:
+    return self.run if self.step is None else f"{self.run}, step {self.step}"
+
+
+def read_weights(origin: Origin) -> tuple[dict[str, Any], int]:
+  """Reads parameters of another run by path name, as numpy arrays, and their step.
+
   Raises:
     BadInput: no such run, step or kind of weights.
   """
-  run, step = split_source(source)
-  folder = checkpoints_of(run)
+  source, step, which = origin
+  folder = checkpoints_of(open_run_folder(source))
   kind, _, decay = which.partition(":")
   if which not in ("ema", "params") and not (kind == "ema" and decay):
     raise BadInput(f"weights: {which!r} is not one of ['ema', 'params'], nor ema:DECAY.")
   if not folder.is_dir():
-    raise BadInput(f"weights: {source!r} names no run with checkpoints. Give RUN or RUN@STEP.")
+    raise BadInput(f"weights: {source!r} is no run with checkpoints. Give the folder of one.")
   with Checkpoints(folder, read_only=True) as checkpoints:
     latest = checkpoints.latest_step()
     if latest is None or (step is not None and not (folder / str(step)).is_dir()):
-      raise BadInput(f"weights: {source!r} is not saved in {folder} (newest: {latest}).")
+      raise BadInput(f"weights: step {step} is not saved in {folder} (newest: {latest}).")
     found = latest if step is None else step
     part = f"averages/{decay}" if decay else kind
     kept = checkpoints.averages(found)
@@ -57,7 +64,11 @@ def read_weights(source: str, which: str) -> tuple[dict[str, Any], int]:
 
 
 def replace_params(params, weights: dict[str, Any], source: str):
-  """The tree of `params` with the values of `weights`, which must have its names and shapes."""
+  """The tree of `params` with the values of `weights`, which must have its names and shapes.
+
+  Args:
+    source: of the weights, for complaints.
+  """
   wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(params).items()}
   found = {name: tuple(leaf.shape) for name, leaf in weights.items()}
   for name in sorted(wanted.keys() | found.keys()):
@@ -74,23 +85,24 @@ def replace_params(params, weights: dict[str, Any], source: str):
 FROZEN = {"vae": "VAE", "text": "text encoder"}  # what a run keeps in `frozen/`, by folder
 
 
-def check_origin(source: str, made_with: Mapping[str, str | None]) -> None:
+def check_origin(origin: Origin, made_with: Mapping[str, str | None]) -> None:
   """Refuses weights that learnt the latents of another VAE, or another encoder's captions.
 
   Their shapes may be equal all the same.
 
   Args:
-    source: of the weights, see `read_weights`.
+    origin: of the weights.
     made_with: fingerprints of "vae" and "text", those of this run's dataset.
   Raises:
-    BadInput: the run of `source` keeps another one.
+    BadInput: that run keeps another one.
   """
+  folder = open_run_folder(origin.run)
   for part, what in FROZEN.items():
-    file = split_source(source)[0] / "frozen" / part / "config.json"
+    file = folder / "frozen" / part / "config.json"
     theirs, ours = _look_up(file, ("fingerprint",)), made_with[part]
     if theirs is not None and theirs != ours:
       raise BadInput(
-        f"train: init_from={source} was trained with another {what} ({str(theirs)[:12]}, this "
+        f"train: init_from={origin.run} was trained with another {what} ({str(theirs)[:12]}, this "
         f"run's latents were made with {str(ours)[:12]}). Encode the clips with that run's {what}, "
         "or set init_from=''."
       )
@@ -100,13 +112,13 @@ def check_origin(source: str, made_with: Mapping[str, str | None]) -> None:
 LEARNT = {"prediction": "prediction", "rotary_seconds": "range of rotary periods"}
 
 
-def compare_origin(source: str, workdir: Path) -> list[str]:
-  """Warnings where `source` was trained to predict or to see otherwise, as far as both runs say."""
-  run = split_source(source)[0]
+def compare_origin(origin: Origin, workdir: Path) -> list[str]:
+  """Warns of weights that were trained to predict or to see otherwise, as far as both runs say."""
+  run = open_run_folder(origin.run)
   theirs, ours = (_model_of(folder / "config.json") for folder in (run, workdir))
   return [
-    f"init_from: {source} was trained with another {what} ({theirs[name]}, here {ours[name]}). Its "
-    "weights have to learn that anew."
+    f"init_from: {origin.run} was trained with another {what} ({theirs[name]}, here {ours[name]})."
+    " Its weights have to learn that anew."
     for name, what in LEARNT.items()
     if name in theirs and name in ours and theirs[name] != ours[name]
   ]

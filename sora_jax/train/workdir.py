@@ -19,8 +19,10 @@ from pathlib import Path
 import fsspec
 from etils import epath
 
+from data_pipeline.errors import BadInput
+from data_pipeline.paths import cache_folder, is_url
 from sora_jax.train.lease import Lease, LostLease
-from sora_jax.train.object_store import is_url, prepare
+from sora_jax.train.object_store import prepare
 
 INDEX = ".of-url.json"  # in a copy: the URL, and what was last seen there
 PULL_LOCK = ".pull.lock"
@@ -32,9 +34,8 @@ SECONDS = 30.0  # between two looks at what changed
 
 def copy_folder(url: str) -> Path:
   """Where the copy of a URL's small files lies on this machine."""
-  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
   digest = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
-  return Path(home) / "sora_jax" / "runs" / digest
+  return cache_folder() / "runs" / digest
 
 
 def open_workdir(name: str, *, fresh: bool = True) -> Path:
@@ -54,6 +55,26 @@ def open_workdir(name: str, *, fresh: bool = True) -> Path:
   copy = Copy(name, folder)
   if fresh:
     copy.pull()
+  return folder
+
+
+def open_run_folder(name: str) -> Path:
+  """The folder of a run that is read, see `open_workdir`; it need not hold one.
+
+  Raises:
+    BadInput: there is no such folder, but a run that is named so up to "@" and has this step: steps
+      were once written that way.
+  """
+  folder = open_workdir(name)
+  run, _, step = name.rpartition("@")
+  is_there = checkpoints_of(folder).is_dir() if is_url(name) else folder.exists()
+  if is_there or not run or not step.isdecimal():
+    return folder
+  if (checkpoints_of(open_workdir(run)) / step).is_dir():
+    raise BadInput(
+      f"run: {name} is none, but {run} has a step {step}. A step is said apart from its run:"
+      f" --step={step}, or init_step={step} in a config."
+    )
   return folder
 
 

@@ -97,7 +97,7 @@ def test_commands(sora, words, text):
     (["--prompt=x", "--shift=0"], "shift=0.0 must be positive"),
     (["--prompt=x", "--guidance=nan"], "guidance=nan must be finite"),
     (["--prompt=x", "--crf=99"], "--crf=99 is not in 0 (best) to 51"),
-    (["--prompt=x", "--step=3"], "@3' is not saved in"),
+    (["--prompt=x", "--step=3"], "weights: step 3 is not saved in"),
     (["--prompt=x", "--weights=opt"], "weights: 'opt' is not one of ['ema', 'params']"),
   ],
 )
@@ -204,8 +204,26 @@ def test_weights_of_another_model(sora, finished, debug, tmp_path):
   words = (f"--config.init_from={finished}", "--config.model.width=32")
   done = sora("train", *debug.argv, f"--workdir={tmp_path}", *words)
   assert "norm_k/scale=(2, 32), this model has (2, 16)" in complaint(done)
-  done = sora("train", *debug.argv, f"--workdir={tmp_path}", f"--config.init_from={tmp_path}@4")
-  assert "@4' " in complaint(done)
+
+
+def test_a_step_is_said_apart_from_its_run(sora, finished, debug, tmp_path):
+  """What was once RUN@STEP is refused by whatever reads a run, which says how to write it."""
+  old = f"{finished}@{debug.steps}"
+  for words in (
+    ("train", *debug.argv, f"--workdir={tmp_path / 'run'}", f"--config.init_from={old}"),
+    ("sample", f"--workdir={old}", "--prompt=x", f"--out={tmp_path / 'x.mp4'}"),
+    ("eval", f"--workdir={old}", "--suite=adherence", "--data=d", f"--out={tmp_path / 'e'}"),
+    ("inspect", f"--workdir={old}"),
+    ("encode", f"--workdir={old}", "--data=d", "--out=o", "--text=bytes"),
+  ):
+    done = sora(*words)
+    text = f"run: {old} is none, but {finished} has a step {debug.steps}. A step is said apart from"
+    assert text in complaint(done), words
+    assert f"--step={debug.steps}, or init_step={debug.steps} in a config." in done.err
+  words = ("train", *debug.argv, f"--workdir={tmp_path / 'run'}")
+  for step in ("-2", "4"):
+    done = sora(*words, f"--config.init_step={step}")
+    assert f"init_step={step} is no step of" in complaint(done)
 
 
 def test_a_video_model_is_not_asked_for_samples(sora, tmp_path):

@@ -21,6 +21,18 @@ def test_a_run_needs_no_dataset(sora, workdir, debug):
   assert all(len(digest) == 64 for digest in hashes) and len(set(hashes)) == 3
 
 
+def test_a_checkpoint_of_a_run_is_named(sora, finished, debug):
+  before = debug.steps - debug.every
+  words = (f"--workdir={finished}", "--json")
+  newest = sora("inspect", *words, f"--step={debug.steps}").result
+  assert newest == sora("inspect", *words).result
+  older = sora("inspect", *words, f"--step={before}").result
+  assert older["step"] == before and older["params_sha256"] != newest["params_sha256"]
+  done = sora("inspect", *words, "--step=3")
+  assert done.code == 2 and "--step=3 is not saved in" in done.err and f"{debug.steps}]" in done.err
+  assert sora("inspect", "--data=d", "--step=3").code == 2
+
+
 def test_a_run_is_shown_to_people(sora, finished, debug):
   done = sora("inspect", f"--workdir={finished}")
   assert f"step           {debug.steps}\n" in done.err

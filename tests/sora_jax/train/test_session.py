@@ -18,9 +18,10 @@ from sora_jax.train.optim import make_schedule
 from sora_jax.train.run_folder import check_workdir
 from sora_jax.train.session import train
 from sora_jax.train.task import Schedule, Task
-from sora_jax.train.weights import check_origin, compare_origin, read_weights
+from sora_jax.train.weights import Origin, check_origin, compare_origin, read_weights
 
 STEPS, EVERY = 4, 2
+NOWHERE = Origin("", None, "ema")
 
 
 class Batches:
@@ -67,7 +68,7 @@ def task(*, side: int = 3, key: int = 0, dataset: str = "data", **changes) -> Ta
   )._replace(**changes)
 
 
-def run(workdir, work=None, *, total=STEPS, init_from="", init_weights="ema", config=None):
+def run(workdir, work=None, *, total=STEPS, origin=None, config=None):
   mesh = make_mesh(devices=jax.devices()[:1])
   workdir.mkdir(exist_ok=True)
   with jax.set_mesh(mesh):
@@ -77,8 +78,7 @@ def run(workdir, work=None, *, total=STEPS, init_from="", init_weights="ema", co
       config or {"seed": 0},
       Schedule(total, 1, EVERY, 9, 0),
       mesh,
-      init_from=init_from,
-      init_weights=init_weights,
+      origin=origin or NOWHERE,
     )
 
 
@@ -99,8 +99,8 @@ def equal(found, expected):
 @pytest.mark.parametrize("step", [EVERY, None])
 def test_starts_with_another_runs_weights(trained, tmp_path, which, step):
   folder, states = trained
-  source = str(folder) if step is None else f"{folder}@{step}"
-  state, progress = run(tmp_path, task(key=5), total=0, init_from=source, init_weights=which)
+  origin = Origin(str(folder), step, which)
+  state, progress = run(tmp_path, task(key=5), total=0, origin=origin)
   expected = states[step or STEPS][which]
   equal(state.params, expected)
   equal(state.ema, expected)
@@ -120,12 +120,12 @@ def test_further_averages_are_kept_beside_the_first(trained, tmp_path):
     assert checkpoints.averages(STEPS) == ["0.25", "0.9"]
     assert list(checkpoints.read(STEPS, parts=("averages/0.9",))) == ["averages/0.9"]
   source = str(tmp_path / "a")
-  begun = run(tmp_path / "b", task(), total=0, init_from=source, init_weights="ema:0.25")[0]
+  begun = run(tmp_path / "b", task(), total=0, origin=Origin(source, None, "ema:0.25"))[0]
   equal(begun.params, state.averages["0.25"])
   assert np.any(np.asarray(begun.params["layer"]["kernel"] != state.ema["layer"]["kernel"]))
   kept = r"\['ema', 'ema:0.25', 'ema:0.9'\]"
   with pytest.raises(BadInput, match=f"'ema:0.3' is not in .*keeps {kept}"):
-    read_weights(source, "ema:0.3")
+    read_weights(Origin(source, None, "ema:0.3"))
   equal(run(tmp_path / "a", work)[0].averages, state.averages)  # and restored
 
 
@@ -135,10 +135,10 @@ def test_a_run_may_keep_no_average(trained, tmp_path):
   state = run(tmp_path / "a", work)[0]  # resumed
   assert state.ema == {} and state.averaged is state.params
   equal(state.params, trained[1][STEPS]["params"])
-  source = str(tmp_path / "a")
-  equal(read_weights(source, "params")[0], read_weights(str(trained[0]), "params")[0])
+  source = Origin(str(tmp_path / "a"), None, "params")
+  equal(read_weights(source)[0], read_weights(source._replace(run=str(trained[0])))[0])
   with pytest.raises(BadInput, match="keeps no average of its parameters. Give 'params'"):
-    read_weights(source, "ema")
+    read_weights(source._replace(which="ema"))
   with Checkpoints(tmp_path / "a" / "checkpoints", read_only=True) as checkpoints:
     assert checkpoints.read(STEPS)["ema"] == {}
 
@@ -163,47 +163,62 @@ def test_a_decay_may_start_from_a_checkpoint_of_the_stable_phase(tmp_path):
 
 def test_other_weights_are_read_once(trained, tmp_path):
   """A run that has a checkpoint of its own goes on from it, wherever it began."""
-  first = run(tmp_path / "a", init_from=str(trained[0]))[0]
-  run(tmp_path / "b", total=EVERY, init_from=str(trained[0]))
-  second = run(tmp_path / "b", init_from=str(tmp_path / "gone"))[0]
+  there = Origin(str(trained[0]), None, "ema")
+  first = run(tmp_path / "a", origin=there)[0]
+  run(tmp_path / "b", total=EVERY, origin=there)
+  second = run(tmp_path / "b", origin=there._replace(run=str(tmp_path / "gone")))[0]
   equal(second, jax.tree.map(np.asarray, first))
   assert [line["step"] for line in read_metrics(tmp_path / "b")] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(
-  "source, which, text",
+  "source, step, which, text",
   [
-    ("{}@3", "ema", r"weights: .*@3' is not saved in .*checkpoints \(newest: 4\)"),
-    ("{}@last", "ema", "names no run with checkpoints. Give RUN or RUN@STEP"),
-    ("{}/nowhere", "ema", "names no run with checkpoints"),
-    ("{}", "opt", r"weights: 'opt' is not one of \['ema', 'params'\]"),
+    ("{}", 3, "ema", r"weights: step 3 is not saved in .*checkpoints \(newest: 4\)"),
+    ("{}@3", None, "ema", "@3' is no run with checkpoints. Give the folder of one"),
+    ("{}@2", None, "ema", r"run: .*@2 is none, but .*@host has a step 2.*--step=2, or init_step=2"),
+    ("{}@last", None, "ema", "is no run with checkpoints"),
+    ("{}/nowhere", None, "ema", "is no run with checkpoints"),
+    ("{}", None, "opt", r"weights: 'opt' is not one of \['ema', 'params'\]"),
   ],
 )
-def test_weights_that_are_not_there(trained, tmp_path, source, which, text):
+def test_weights_that_are_not_there(trained, tmp_path, source, step, which, text):
   with pytest.raises(BadInput, match=text):
-    run(tmp_path, init_from=source.format(trained[0]), init_weights=which)
+    run(tmp_path, origin=Origin(source.format(trained[0]), step, which))
   assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_weights_of_other_shapes(trained, tmp_path):
   text = r"holds layer/kernel=\(2, 3\), this model has \(2, 5\)"
   with pytest.raises(BadInput, match=text):
-    run(tmp_path, task(side=5), init_from=str(trained[0]))
+    run(tmp_path, task(side=5), origin=Origin(str(trained[0]), None, "ema"))
 
 
 def test_weights_of_other_names(trained, tmp_path):
   work = task()
   renamed = work._replace(init=lambda: {"head": work.init()["layer"]})
   with pytest.raises(BadInput, match=r"holds head/bias=None, this model has \(\)"):
-    run(tmp_path, renamed, init_from=str(trained[0]))
+    run(tmp_path, renamed, origin=Origin(str(trained[0]), None, "ema"))
 
 
 def test_reads_what_was_saved(trained):
   folder, states = trained
-  weights, step = read_weights(f"{folder}@{EVERY}", "params")
+  weights, step = read_weights(Origin(str(folder), EVERY, "params"))
   assert step == EVERY and set(weights) == {"layer/bias", "layer/kernel"}
   equal(weights["layer/kernel"], states[EVERY]["params"]["layer"]["kernel"])
-  assert read_weights(str(folder), "ema")[1] == STEPS
+  assert read_weights(Origin(str(folder), None, "ema"))[1] == STEPS
+
+
+def test_a_folder_that_is_named_like_a_step_of_another_run_is_itself(trained, tmp_path):
+  """Beside a run `exp`, the run `exp@2` is sampled and started from, not step 2 of `exp`."""
+  shutil.copytree(trained[0], tmp_path / "exp")
+  state = run(tmp_path / "exp@2", task(key=5), total=EVERY)[0]
+  found, step = read_weights(Origin(str(tmp_path / "exp@2"), None, "params"))
+  assert step == EVERY
+  equal(found["layer/kernel"], state.params["layer"]["kernel"])
+  (tmp_path / "exp@4").mkdir()  # an empty folder is no run either, but a folder
+  with pytest.raises(BadInput, match="exp@4' is no run with checkpoints"):
+    read_weights(Origin(str(tmp_path / "exp@4"), None, "params"))
 
 
 @pytest.mark.parametrize(
@@ -240,24 +255,25 @@ def test_weights_that_predict_something_else_are_named(tmp_path, capsys):
   """Equal shapes, but velocities instead of clean patches: allowed, and said."""
   config = {"seed": 0, "model": {"prediction": "clean"}}
   run(tmp_path / "theirs", config=config)
-  source = str(tmp_path / "theirs")
-  run(tmp_path / "ours", total=0, config=config, init_from=source)
+  source = Origin(str(tmp_path / "theirs"), 2, "ema")
+  run(tmp_path / "ours", total=0, config=config, origin=source)
   assert "prediction" not in capsys.readouterr().err
   other = {"seed": 0, "model": {"prediction": "velocity"}}
-  run(tmp_path / "others", total=0, config=other, init_from=source)
+  run(tmp_path / "others", total=0, config=other, origin=source)
   assert "another prediction (clean, here velocity). Its weights" in capsys.readouterr().err
-  assert compare_origin(f"{source}@2", tmp_path / "ours") == []
+  assert compare_origin(source, tmp_path / "ours") == []
 
 
 def test_weights_of_another_vae_or_text_encoder_are_refused(tmp_path):
   made_with = {"vae": "a" * 64, "text": "b" * 64}
-  check_origin(f"{tmp_path}@2", made_with)  # a run that keeps none, such as a VAE's
+  origin = Origin(str(tmp_path), 2, "ema")
+  check_origin(origin, made_with)  # a run that keeps none, such as a VAE's
   for part, mark in made_with.items():
     folder = tmp_path / "frozen" / part
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"fingerprint": mark}))
-  check_origin(f"{tmp_path}@2", made_with)
+  check_origin(origin, made_with)
   for part, what in (("vae", "VAE"), ("text", "text encoder")):
-    text = rf"init_from={tmp_path}@2 was trained with another {what} .* with cccccccccccc\)"
+    text = rf"init_from={tmp_path} was trained with another {what} .* with cccccccccccc\)"
     with pytest.raises(BadInput, match=text):
-      check_origin(f"{tmp_path}@2", made_with | {part: "c" * 64})
+      check_origin(origin, made_with | {part: "c" * 64})
