@@ -6,10 +6,8 @@ in the format of Orbax's `CheckpointManager`. Of several processes each writes a
 
 import contextlib
 import errno
-import inspect
 import math
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,24 +25,25 @@ from data_pipeline.paths import is_url
 from sora_jax.parallel import hosts
 from sora_jax.parallel.broadcast import can_broadcast, first_slice, is_in_first, to_all_slices
 from sora_jax.parallel.rules import named_leaves
+from sora_jax.train.damage import (
+  Damaged,
+  Removed,
+  is_damage,
+  is_forbidden,
+  muted_readers,
+  name_reason,
+)
 from sora_jax.train.hashes import checksums, host_checksums
 from sora_jax.train.object_store import move_folder
 from sora_jax.train.state import Progress, State
-from sora_jax.train.stop import DiskFull
+from sora_jax.train.stop import DiskFull, NotSaved
 
 ITEMS = ("state", "cursor", "meta")
 STORED = ("step", "params", "ema", "opt")  # of a state, what every run has
-# In TensorStore's errors, which have no errno: no rights, room or handles, or no answer.
-AWAY = (
-  "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
-  "ABORTED", "CANCELLED", "Too many open files", "timed out", "Timeout",
-)  # fmt: skip
 LAG = 120.0  # seconds until a shared file system shows to all what one has written
+GOING = 3.0  # seconds that the removal of a checkpoint may take under a reader
+AGAIN = 5  # times that a reader looks for the newest checkpoint
 SPARE = 1.1  # free space asked for, in sizes of the state: the index and a little room
-
-
-class Damaged(BadInput):
-  """A checkpoint that was saved whole and cannot be read any more."""
 
 
 def free_bytes(folder) -> float:
@@ -54,34 +53,6 @@ def free_bytes(folder) -> float:
 
 def _ignore(event: str, **facts) -> None:
   """Events of a caller that keeps none."""
-
-
-@contextlib.contextmanager
-def _muted_readers():
-  """Silences Orbax's other readers when one fails: they report to an event loop that is gone.
-
-  They do so from threads and at any later time, so after a failure the filter stays.
-  """
-  shown = sys.unraisablehook
-
-  def hook(event):
-    closed = isinstance(event.exc_value, RuntimeError) and "loop is closed" in str(event.exc_value)
-    if not (closed or inspect.iscoroutine(event.object)):
-      shown(event)
-
-  sys.unraisablehook = hook
-  yield
-  sys.unraisablehook = shown
-
-
-def _is_damage(error: Exception) -> bool:
-  """Whether a damaged file may have raised it; not a slip in code, nor a store that is away."""
-  if isinstance(error, OSError):  # a disk or a store that does not answer has damaged nothing
-    return isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
-  # Orbax raises a bare `Exception` for an array that tensorstore cannot read.
-  if not isinstance(error, (ValueError, KeyError)) and type(error) is not Exception:
-    return False
-  return not any(word in str(error) for word in AWAY)
 
 
 def _on_first(leaf: jax.ShapeDtypeStruct, *, slices: int) -> jax.ShapeDtypeStruct:
@@ -104,7 +75,7 @@ class Checkpoints:
     max_to_keep: how many of the latest stay; None keeps all.
     keep_period: those at its multiples stay for good; None for none.
     events: called as `events("save", step=…, seconds=…, bytes=…)`.
-    read_only: only look.
+    read_only: only look, while another process may train and remove old checkpoints.
     seconds: that processes wait for each other.
   """
 
@@ -119,7 +90,8 @@ class Checkpoints:
     seconds: float = 1200,
   ):
     self._folder = epath.Path(folder) if is_url(folder) else epath.Path(folder).absolute()
-    self._events, self._seconds = events, seconds
+    self._events, self._seconds, self._read_only = events, seconds, read_only
+    self._under_way: int | None = None  # the step that is being written behind the loop
     options = (
       ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
       if read_only
@@ -185,6 +157,7 @@ class Checkpoints:
       run: JSON-able facts, see `sora_jax.train.resume.run_facts`.
     Raises:
       DiskFull: not enough room; nothing was written, earlier checkpoints are whole.
+      NotSaved: the folder holds a later step; nothing was written.
     """
     begin = time.perf_counter()
     self._wait()
@@ -197,7 +170,7 @@ class Checkpoints:
       "run": run,
       "checksums": checksums(state._asdict()),
     }
-    self._manager.save(
+    is_written = self._manager.save(
       step,
       args=ocp_args.Composite(
         state=ocp_args.StandardSave(state),
@@ -205,6 +178,12 @@ class Checkpoints:
         meta=ocp_args.JsonSave(meta),
       ),
     )
+    if not is_written:
+      raise NotSaved(
+        f"checkpoint: step {step} was not saved: {self._folder} holds step {self.latest_step()}"
+        " already. Move that folder elsewhere and start again."
+      )
+    self._under_way = step
     # The seconds that the loop stood still; the writing goes on behind it.
     self._events("save", step=step, seconds=round(time.perf_counter() - begin, 3), bytes=size)
 
@@ -217,17 +196,62 @@ class Checkpoints:
         " Make room and start again."
       )
 
+  def check_numbers(self) -> None:
+    """Compares the numbers of all folders with the steps of their states.
+
+    Raises:
+      BadInput: one was renamed or copied: what is saved after it would not be the newest.
+    """
+    for step in self.all_steps():
+      with contextlib.suppress(Damaged):  # which is said when it is needed
+        self.describe(step)
+
+  def look(self, step: int | None, read: Callable[[int], Any]) -> Any:
+    """What `read(step)` returns of a saved step, while another process may train in the folder.
+
+    Args:
+      step: None for the newest, which is looked for again where it went meanwhile.
+      read: as `read` or `describe` of this object, or several of them.
+    Returns:
+      None where it is not saved.
+    Raises:
+      Removed, Damaged: it cannot be read.
+    """
+    if step is not None:
+      return read(step) if step in self.all_steps() else None
+    for left in reversed(range(AGAIN)):
+      newest = self.latest_step()
+      if newest is None:
+        return None
+      try:
+        return read(newest)
+      except (Damaged, Removed):
+        self._manager.reload()
+        if not left or self.latest_step() == newest:
+          raise
+    return None
+
   def describe(self, step: int) -> tuple[Progress, dict]:
     """The host's half of a checkpoint, without its arrays.
 
     Raises:
-      BadInput: it cannot be read.
+      BadInput: it cannot be read, or is of another step than its folder says.
     """
     with self._readable(step):
       items = ocp_args.Composite(cursor=ocp_args.JsonRestore(), meta=ocp_args.JsonRestore())
       got = self._manager.restore(step, args=items)
       meta = got["meta"]
+      self._check_number(step, meta)
       return Progress(got["cursor"], meta["tokens_seen"], meta["clips_seen"]), meta["run"]
+
+  def _check_number(self, step: int, meta: dict) -> None:
+    found = meta["checksums"]["step"][0]  # of a single word the sum is its value
+    if found != step:
+      to_do = "Name another step" if self._read_only else "Move that folder elsewhere"
+      raise BadInput(
+        f"checkpoint: the folder {self._folder / str(step)} holds the state of step {found}: it was"
+        f" renamed or copied. {to_do}, or give it the name {found}."
+      )
 
   def restore(self, step: int, abstract: State, slices: int = 1) -> tuple[State, Progress, dict]:
     """Reads a checkpoint, bit for bit, onto any mesh.
@@ -314,7 +338,9 @@ class Checkpoints:
       state = handler.restore(
         path, args=ocp_args.PyTreeRestore(item=shapes, restore_args=ask, partial_restore=True)
       )
-      _compare(host_checksums(state), self._read_meta(step)["checksums"])
+      meta = self._read_meta(step)
+      self._check_number(step, meta)
+      _compare(host_checksums(state), meta["checksums"])
     return {
       part: state[field][decay] if decay else state[field]
       for part in parts
@@ -326,12 +352,14 @@ class Checkpoints:
 
     Raises:
       DiskFull: the disk filled up meanwhile.
+      NotSaved: it is not there.
     """
     begin = time.perf_counter()
     self._wait()
     self._events("save_wait", seconds=round(time.perf_counter() - begin, 3))
 
   def _wait(self) -> None:
+    step, self._under_way = self._under_way, None
     try:
       self._manager.wait_until_finished()
     except Exception as error:
@@ -341,6 +369,13 @@ class Checkpoints:
           f" ({self._named_latest()} is whole). Make room and start again."
         ) from error
       raise
+    if step is not None and hosts.is_first():
+      self._manager.reload()
+      if step not in self.all_steps():
+        raise NotSaved(
+          f"checkpoint: step {step} was written and is not in {self._folder}. Something else"
+          " removes checkpoints there: end it and start again."
+        )
 
   def close(self) -> None:
     """Waits, and ends the background threads."""
@@ -373,16 +408,45 @@ class Checkpoints:
   @contextlib.contextmanager
   def _readable(self, step: int):
     try:
-      with _muted_readers():
+      with muted_readers():
         yield
+    except BadInput:
+      raise
     except Exception as error:
-      if not _is_damage(error):
+      place, reason = self._folder / str(step), name_reason(error)
+      if self._read_only and is_forbidden(error) and not is_url(self._folder):
+        raise BadInput(
+          f"checkpoint: {place} may not be read by this user ({reason}). Ask its owner for the"
+          " right to (chmod -R a+rX), or copy the run as a user who has it."
+        ) from error
+      if not is_damage(error):
         raise
-      before = [other for other in self._manager.all_steps() if other < step]
-      after = f"continue from step {max(before)}" if before else "start from the beginning"
-      reason = str(error).strip().split("\n")[0].split(". ")[0]
+      if self._is_going(step):
+        raise Removed(
+          f"checkpoint: step {step} in {self._folder} was removed while it was read: a training"
+          " keeps the newest (keep.checkpoints, keep.period_steps)."
+          f" Steps that are there: {self._name_steps()}."
+        ) from error
+      others = f" Steps that are there: {self._name_steps()}." if self._read_only else ""
       raise Damaged(
-        f"checkpoint: step {step} in {self._folder} cannot be read"
-        f" ({type(error).__name__}: {reason})."
-        f" Remove the folder {self._folder / str(step)} to {after}."
+        f"checkpoint: step {step} in {self._folder} cannot be read ({reason}).{others}"
       ) from error
+
+  def _name_steps(self) -> str:
+    return ", ".join(map(str, self.all_steps())) or "none"
+
+  def _is_going(self, step: int) -> bool:
+    """Whether a checkpoint that a reader cannot read is gone, or will be in a moment.
+
+    The newest one is not removed by a training, so it is not waited for.
+    """
+    if not self._read_only:
+      return False
+    end = time.monotonic() + GOING
+    while True:
+      self._manager.reload()
+      if step not in self.all_steps() or not (self._folder / str(step)).exists():
+        return True
+      if step == self.latest_step() or time.monotonic() > end:
+        return False
+      time.sleep(0.2)

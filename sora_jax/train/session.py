@@ -202,12 +202,17 @@ def reopen(session: Session, skips: list, origin: Origin) -> Opened:
   Raises:
     Damaged: there is none before, or it is damaged as well: something else is wrong.
   """
+  hosts.first_does(
+    "numbers", session.checkpoints.check_numbers, seconds=session.schedule.wait.start_seconds
+  )
   try:
     return open_newest(session, skips, origin)
   except Damaged as error:
     step = session.checkpoints.latest_step()
     if step is None or len(session.checkpoints.all_steps()) < 2:
-      raise
+      raise Damaged(
+        f"{error} Copy it again, or move its folder elsewhere to start from the beginning."
+      ) from error
     where = session.checkpoints.set_aside(step)
     before = session.checkpoints.latest_step()
     warn_changes([f"{error} It was moved to {where}: goes on from step {before}."], session.events)

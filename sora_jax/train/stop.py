@@ -26,6 +26,10 @@ class DiskFull(Stop):
   """No room on the disk for what has to be written. Checkpoints that were saved stay whole."""
 
 
+class NotSaved(Stop):
+  """A checkpoint that was to be written is not there."""
+
+
 @contextlib.contextmanager
 def naming_full_disk(path) -> Iterator[None]:
   """Turns "no space left" while `path` is written into `DiskFull`."""

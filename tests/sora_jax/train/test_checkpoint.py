@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,10 @@ from sora_jax.parallel.mesh import make_mesh
 from sora_jax.parallel.rules import REPLICATED
 from sora_jax.train import checkpoint
 from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.damage import Damaged, Removed
 from sora_jax.train.hashes import checksums, host_checksums, state_hashes
 from sora_jax.train.state import Progress, abstract_state, init_state, state_shardings
-from sora_jax.train.stop import DiskFull
+from sora_jax.train.stop import DiskFull, NotSaved
 
 OPTIMIZER = optax.adam(1e-3)
 RUN = {"config": {"total_steps": 3}, "environment": {}}
@@ -121,11 +124,10 @@ DAMAGES = [truncate, flip, cut_cursor, lose_data, lose_meta, scribble_tree, empt
 def test_a_damaged_checkpoint_is_named_and_not_passed_over(tmp_path, damage):
   write(tmp_path / "checkpoints", steps=2)
   damage(tmp_path / "checkpoints" / "2")
-  text = r"step 2 in .* cannot be read .* Remove the folder .*2 to continue from step 1\."
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-    with pytest.raises(BadInput, match=text):
+    with pytest.raises(Damaged, match=r"step 2 in .* cannot be read \(.*\)\.$"):
       checkpoints.restore(checkpoints.latest_step(), abstract())
-  with pytest.raises(BadInput, match=text):
+  with pytest.raises(Damaged, match=r"cannot be read .* Steps that are there: 1, 2\.$"):
     describe_run(tmp_path)
 
 
@@ -196,3 +198,102 @@ def test_sums_on_the_host_are_those_on_the_devices():
   }
   on_host = jax.tree.map(np.asarray, tree)
   assert host_checksums(on_host) == checksums(tree)
+
+
+def test_a_folder_with_another_steps_state_is_refused(tmp_path):
+  """One that was copied or renamed: Orbax would write no step below its number, without a word."""
+  write(tmp_path, steps=2)
+  shutil.copytree(tmp_path / "1", tmp_path / "9")
+  text = r"the folder .*9 holds the state of step 1: it was renamed or copied\. "
+  with Checkpoints(tmp_path) as checkpoints:
+    for use in (checkpoints.check_numbers, lambda: checkpoints.restore(9, abstract())):
+      with pytest.raises(BadInput, match=text + "Move that folder elsewhere, or give"):
+        use()
+    with pytest.raises(NotSaved, match=r"step 3 was not saved: .* holds step 9 already\. Move"):
+      checkpoints.save(3, make(), Progress({}), RUN)
+  with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    for use in (checkpoints.describe, checkpoints.read):
+      with pytest.raises(BadInput, match=text + "Name another step, or give it the name 1"):
+        use(9)
+  assert not (tmp_path / "3").exists()
+
+
+def test_a_saved_step_is_there_in_the_end(tmp_path):
+  """Someone who cleans up the folder is noticed at the next save, or at the end."""
+  said = []
+  checkpoints = Checkpoints(tmp_path, events=lambda event, **facts: said.append(event))
+  checkpoints.save(1, make(), Progress({}), RUN)
+  checkpoints._manager.wait_until_finished()
+  shutil.rmtree(tmp_path / "1")
+  with pytest.raises(NotSaved, match=r"step 1 was written and is not in .*Something else removes"):
+    checkpoints.close()
+  assert said == ["save_begin", "save"]  # and not save_wait, by which it would be whole
+  checkpoints.close()
+
+
+def remove_when_read(monkeypatch, folder, then=lambda: None):
+  """Removes a checkpoint between the moment that it is listed and that it is read, once."""
+  honest, seen = Checkpoints._read_meta, []
+
+  def read_meta(self, step):
+    if not seen:
+      seen.append(step)
+      then()
+      shutil.rmtree(folder / str(step))
+    return honest(self, step)
+
+  monkeypatch.setattr(Checkpoints, "_read_meta", read_meta)
+
+
+def test_a_checkpoint_that_goes_under_a_reader_is_not_damaged(tmp_path, monkeypatch):
+  digests = write(tmp_path, steps=2)
+  shutil.copytree(tmp_path / "2", tmp_path / "aside")
+  shutil.rmtree(tmp_path / "2")
+  save = lambda: (tmp_path / "aside").rename(tmp_path / "2")  # noqa: E731
+  with Checkpoints(tmp_path, read_only=True) as checkpoints, monkeypatch.context() as patch:
+    remove_when_read(patch, tmp_path, save)  # as a training with max_to_keep=1 does
+    step, found = checkpoints.look(None, lambda step: (step, checkpoints.read(step)))
+    assert (step, state_hashes(found)) == (2, digests[2])
+    assert checkpoints.look(1, checkpoints.read) is None
+  text = r"step 2 in .* was removed while it was read: a training keeps the newest \(keep\."
+  with Checkpoints(tmp_path, read_only=True) as checkpoints, monkeypatch.context() as patch:
+    remove_when_read(patch, tmp_path)
+    with pytest.raises(Removed, match=text + r".*Steps that are there: none\.$"):
+      checkpoints.look(2, checkpoints.read)
+    assert checkpoints.look(None, checkpoints.read) is None
+
+
+def test_a_removal_that_takes_its_time_is_waited_for(tmp_path, monkeypatch):
+  write(tmp_path, steps=2)
+  lose_data(tmp_path / "1")  # as far as another process has come with it
+  wait = lambda seconds: shutil.rmtree(tmp_path / "1", ignore_errors=True)  # noqa: E731
+  with Checkpoints(tmp_path, read_only=True) as checkpoints, monkeypatch.context() as patch:
+    patch.setattr(checkpoint.time, "sleep", wait)
+    with pytest.raises(Removed, match="step 1 .* Steps that are there: 2"):
+      checkpoints.read(1)
+
+
+def test_readers_beside_a_training_that_removes_all_but_the_newest(tmp_path):
+  """A real race: what is read of the newest is that of its step, however fast they come and go."""
+  bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s))
+  states, end = [make()], threading.Event()
+  for _ in range(12):
+    states.append(bump(states[-1]))
+  digests, seen = [state_hashes(state) for state in states], []
+
+  def read():
+    while not end.is_set() or not seen:
+      with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        seen.append(checkpoints.look(None, lambda step: (step, checkpoints.read(step))))
+
+  with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+    checkpoints.save(1, states[1], Progress({}), RUN)
+    checkpoints.wait()
+    with ThreadPoolExecutor(1) as pool:
+      reader = pool.submit(read)
+      for step in range(2, 13):
+        checkpoints.save(step, states[step], Progress({}), RUN)
+      checkpoints.wait()
+      end.set()
+      reader.result()
+  assert seen and all(state_hashes(found) == digests[step] for step, found in seen)
