@@ -1,17 +1,21 @@
 """`sora launch`: runs a command on many processes or hosts, and keeps it running."""
 
 import argparse
+import difflib
+import math
 import sys
 from pathlib import Path
 
 import yaml
 
 from data_pipeline.errors import BadInput
-from sora_jax.commands.options import Parser, add_verbose, make_parser
+from sora_jax.commands.entry import COMMANDS
+from sora_jax.commands.options import Parser, add_verbose, make_folder, make_parser
 from sora_jax.commands.progress import say
 from sora_jax.launch import gke, slurm, tpu_vm
 from sora_jax.launch.gang import Devices
 from sora_jax.launch.supervise import Supervision, supervise
+from sora_jax.launch.texts import check_text, check_words
 
 
 class Failed(RuntimeError):
@@ -49,9 +53,23 @@ def parser():
 
 def run(args) -> dict:
   command = args.command[1:] if args.command[:1] == ["--"] else args.command
+  check_command(command)
+  return WHERE[args.where][1](args, command)
+
+
+def check_command(command: list[str]) -> None:
+  """Refuses what every process would refuse, hours later maybe.
+
+  Raises:
+    BadInput: no command, none of sora's, or words that are no text.
+  """
   if not command:
     raise BadInput("launch: no command. Give one after --, as: sora launch local -- train ...")
-  return WHERE[args.where][1](args, command)
+  if command[0] not in COMMANDS or command[0] == "launch":
+    near = difflib.get_close_matches(command[0], COMMANDS, 1)
+    hint = f"Did you mean {near[0]}?" if near and near[0] != "launch" else "Give one, as: -- train"
+    raise BadInput(f"launch: {command[0]!r} after -- is no command of sora to launch. {hint}")
+  check_words(command)
 
 
 def add_local(p: Parser) -> None:
@@ -83,7 +101,7 @@ def add_max_restarts(p: Parser, default: int, what: str) -> None:
 
 def run_local(args, command: list[str]) -> dict:
   for name in ("processes", "silence", "grace", "back_off"):
-    if getattr(args, name) <= 0:
+    if not 0 < getattr(args, name) < math.inf:
       raise BadInput(f"launch: --{name.replace('_', '-')}={getattr(args, name)} must be above 0.")
   if min(args.max_restarts, args.gpus, args.cpus) < 0:
     raise BadInput("launch: --max-restarts, --gpus and --cpus must not be below 0.")
@@ -109,12 +127,19 @@ def run_local(args, command: list[str]) -> dict:
   return {"restarts": outcome.restarts, "processes": outcome.processes}
 
 
-def write_or_print(text: str, out: str) -> None:
-  """A file, or stdout."""
-  if out:
-    Path(out).write_text(text, encoding="utf-8")
-  else:
-    print(text)
+def write_file(option: str, file: Path, text: str) -> None:
+  """Writes a file, in a folder that it makes.
+
+  Raises:
+    BadInput: it cannot be written.
+  """
+  make_folder(option, file.parent)
+  try:
+    file.write_text(text, encoding="utf-8")
+  except OSError as error:
+    raise BadInput(
+      f"launch: {option}={file} cannot be written ({error.strerror}). Name another file."
+    ) from error
 
 
 def add_slurm(p: Parser) -> None:
@@ -136,7 +161,10 @@ def add_slurm(p: Parser) -> None:
   )  # fmt: skip
   add_max_restarts(p, 10, "after failures in a row")
   p.add_argument("--setup", default="", help="shell line before, as 'source .venv/bin/activate'")
-  p.add_argument("--output", default="sora-%j.log", help="of all tasks (default sora-%%j.log)")
+  p.add_argument(
+    "--output", default="sora-%j.log", help="of all tasks, in a folder that is made"
+    " (default sora-%%j.log)",
+  )  # fmt: skip
   p.add_argument("--script", default="sora.sbatch", help="file to write (default sora.sbatch)")
   p.add_argument("--dry-run", action="store_true", help="writes the script and submits nothing")
 
@@ -148,8 +176,10 @@ def run_slurm(args, command: list[str]) -> dict:
     args.name, args.nodes, args.gpus, args.processes, args.cpus, [*options, *args.sbatch],
     args.grace, args.max_restarts, args.setup, args.output,
   )  # fmt: skip
+  text = slurm.write_script(job, ["python", "-m", "sora_jax", *command])
+  slurm.make_log_folder(args.output)
   script = Path(args.script)
-  script.write_text(slurm.write_script(job, ["python", "-m", "sora_jax", *command]))
+  write_file("--script", script, text)
   if args.dry_run:
     return {"script": str(script)}
   number = slurm.submit(script)
@@ -177,13 +207,17 @@ def add_gke(p: Parser) -> None:
 def run_gke(args, command: list[str]) -> dict:
   if args.slices < 1 or args.max_restarts < 0 or args.grace < 1:
     raise BadInput("launch: --slices and --grace must be 1 or more, --max-restarts 0 or more.")
+  check_text("--cluster", args.cluster)
   words = ["python", "-m", "sora_jax", *command]
   workload = gke.Workload(
     args.name, args.topology, args.slices, args.image, args.queue, args.max_restarts, args.grace,
     args.secret,
   )  # fmt: skip
   manifest = yaml.safe_dump(gke.make_manifest(workload, words), sort_keys=False)
-  write_or_print(manifest, args.out)
+  if args.out:
+    write_file("--out", Path(args.out), manifest)
+  else:
+    print(manifest)
   xpk = gke.xpk_command(workload, words, args.cluster)
   by_xpk = f", or by xpk, with its own queue and no secrets: {xpk}" if xpk else ""
   say(f"launch: kubectl apply -f {args.out or 'THIS'}{by_xpk}")
@@ -208,7 +242,7 @@ def run_tpu_vm(args, command: list[str]) -> dict:
     lines = [tpu_vm.gcloud_command(args.name, args.zone, args.project, words, args.setup)]
   else:
     raise BadInput("launch: give --name and --zone of a TPU VM, or --hosts.")
-  write_or_print("\n".join(lines), "")
+  print("\n".join(lines))
   return {"commands": lines}
 
 

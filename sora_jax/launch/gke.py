@@ -167,6 +167,8 @@ def make_manifest(workload: Workload, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_names(workload: Workload, shape: Shape) -> None:
+  if not re.fullmatch(r"[\w][\w./:@-]*", workload.image, re.ASCII):
+    raise BadInput(f"launch: --image={workload.image!r} names no image. Give REPOSITORY:TAG.")
   # JobSet's longest name of a pod, with the letters that Kubernetes adds; xpk takes 40.
   added = f"-workers-{workload.slices - 1}-{shape.pods - 1}-abcde"
   most = min(40, POD_NAME - len(added))
@@ -190,7 +192,7 @@ def _pod(workload: Workload, shape: Shape, words: Sequence[str]) -> dict[str, An
   container: dict[str, Any] = {
     "name": "sora",
     "image": workload.image,
-    "command": list(words),
+    "command": [word.replace("$", "$$") for word in words],  # Kubernetes would expand $(NAME)
     "env": _variables(workload, shape),
     "envFrom": [{"secretRef": {"name": name}} for name in workload.secrets],
     "ports": [{"containerPort": PORT, "protocol": "TCP"}],

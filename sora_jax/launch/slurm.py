@@ -1,5 +1,8 @@
 """A Slurm job that starts itself again: after exit 42 always, after a failure so many times."""
 
+import math
+import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -7,6 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.errors import BadInput
+from sora_jax.launch.texts import check_shell, check_text
+
+MOST_GRACE = 65_535  # seconds that sbatch takes in --signal
+_OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?|-[A-Za-z]\S*")
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 class Job(NamedTuple):
@@ -36,6 +44,7 @@ class Job(NamedTuple):
 SCRIPT = """#!/bin/bash
 {head}
 # Written by `sora launch slurm`. Exit 42 is "saved, start me again", 2 "mend the command".
+:
 {setup}
 set -u
 {devices}
@@ -88,8 +97,10 @@ def write_script(job: Job, words: Sequence[str]) -> str:
   """The text of an sbatch script that runs a command line on every process.
 
   Raises:
-    BadInput: no nodes, or GPUs that do not divide over the processes of a node.
+    BadInput: no nodes, GPUs that do not divide over the processes of a node, text that is more than
+      a value, or no time to save in.
   """
+  check_job(job)
   if min(job.nodes, job.processes) < 1 or job.gpus < 0 or job.gpus % job.processes:
     raise BadInput(
       f"launch: --nodes={job.nodes} and --processes={job.processes} must be 1 or more, and divide"
@@ -108,12 +119,102 @@ def write_script(job: Job, words: Sequence[str]) -> str:
     *job.options,
   ]
   return SCRIPT.format(
-    head="\n".join(f"#SBATCH {option}" for option in head),
-    setup=job.setup or ":",
+    head="\n".join(f"#SBATCH {quote(option)}" for option in head),
+    setup=f"eval {shlex.quote(job.setup)}" if job.setup else ":",
     devices=_devices(job),
     command=shlex.join(words),
     max_restarts=job.max_restarts,
   )
+
+
+def quote(option: str) -> str:
+  """Quotes an option for a line of #SBATCH, where it is needed.
+
+  sbatch groups by quotes, within which a backslash makes the next letter an ordinary one; outside
+  of them # begins a comment (sbatch's manual, and `_get_argument` of its source).
+  """
+  if re.fullmatch(r"[\w@%+=:,./-]*", option, re.ASCII):
+    return option
+  inner = option.replace("\\", "\\\\").replace('"', '\\"')
+  return f'"{inner}"'
+
+
+def check_job(job: Job) -> None:
+  """Refuses text that would be more than a value of its option, and numbers out of their range.
+
+  Raises:
+    BadInput: as `write_script`.
+  """
+  for option, text in (("--name", job.name), ("--output", job.output)):
+    check_text(option, text)
+    if not text.strip():
+      raise BadInput(f"launch: {option}={text!r} is empty. Give one.")
+  for option in job.options:
+    check_text("--sbatch", option)
+    if not _OPTION.fullmatch(option):
+      raise BadInput(
+        f"launch: --sbatch={option!r} is not one option of sbatch. Give each apart, as"
+        " --sbatch=--gres=gpu:8."
+      )
+  check_shell("--setup", job.setup)
+  if min(job.cpus, job.max_restarts) < 0:
+    raise BadInput(
+      f"launch: --cpus={job.cpus} and --max-restarts={job.max_restarts} must not be below 0."
+    )
+  limit = time_limit(job.options)
+  if not 0 < job.grace < min(limit, MOST_GRACE + 1):
+    rest = f"below --time ({limit:.0f} s)" if limit <= MOST_GRACE else f"at most {MOST_GRACE}"
+    raise BadInput(
+      f"launch: --grace={job.grace} seconds before the limit must be above 0 and {rest}: else a job"
+      " is told to leave when it begins. Give less."
+    )
+
+
+def time_limit(options: Sequence[str]) -> float:
+  """Seconds of the last --time or -t; infinite where there is none, or it is none.
+
+  Raises:
+    BadInput: it is no time of sbatch: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+  """
+  found = math.inf
+  for option in options:
+    name, _, value = option.partition("=")
+    if name != "--time" and not re.match("-t.", option):
+      continue
+    text = value if name == "--time" else option[2:]
+    if text.lower() in ("infinite", "unlimited"):
+      found = math.inf
+      continue
+    parts = _TIME.fullmatch(text)
+    if not parts:
+      raise BadInput(f"launch: --time={text} is no limit of sbatch. Give one as 1-12:00:00.")
+    days, first, second, third = (part and int(part) for part in parts.groups())
+    if days is None and third is None:  # minutes and seconds alone
+      first, second, third = 0, first, second
+    found = (((days or 0) * 24 + first) * 60 + (second or 0)) * 60.0 + (third or 0)
+    if not found:
+      raise BadInput(f"launch: --time={text} is no time at all. Leave it out for no limit.")
+  return found
+
+
+def make_log_folder(output: str) -> None:
+  """Makes the folder of a job's output, which Slurm does not: without it a job fails mutely.
+
+  Raises:
+    BadInput: the folder's name is known at submission only, or it cannot be made.
+  """
+  folder = os.path.dirname(output)
+  if "%" in folder:
+    raise BadInput(
+      f"launch: --output={output} has a pattern in its folder, which Slurm does not make. Put it"
+      " into the file's name."
+    )
+  try:
+    os.makedirs(folder or ".", exist_ok=True)
+  except OSError as error:
+    raise BadInput(
+      f"launch: the folder of --output={output} cannot be made ({error.strerror}). Name another."
+    ) from error
 
 
 def _devices(job: Job) -> str:
@@ -139,7 +240,7 @@ def submit(script: Path) -> str:
   """
   try:
     done = subprocess.run(
-      ["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False
+      ["sbatch", "--parsable", os.path.abspath(script)], capture_output=True, text=True, check=False
     )
   except FileNotFoundError as error:
     raise BadInput(

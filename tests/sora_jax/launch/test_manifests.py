@@ -9,7 +9,7 @@ from data_pipeline.errors import BadInput
 from sora_jax.commands.entry import main
 from sora_jax.launch import gke, slurm, tpu_vm
 
-JOB = slurm.Job("sora", 2, 8, 1, 12, ["--time=1:00"], 60, 3, "source a", "out-%j.log")
+JOB = slurm.Job("sora", 2, 8, 1, 12, ["--time=1:00:00"], 60, 3, "source a", "out-%j.log")
 LOAD = gke.Workload("run1", "v5p:4x4x4", 1, "image", "queue", 5, 90, ["tokens"])
 WORDS = ["python", "-m", "sora_jax", "train", "--workdir=a b"]
 
@@ -20,8 +20,8 @@ def test_a_slurm_script_is_one_that_bash_takes(tmp_path):
   file.write_text(text)
   assert subprocess.run(["bash", "-n", str(file)], check=False).returncode == 0
   options = ["nodes=2", "gpus-per-node=8", "cpus-per-task=12", "requeue", "signal=TERM@60"]
-  assert all(f"#SBATCH --{option}\n" in text for option in [*options, "time=1:00"])
-  assert "python -m sora_jax train '--workdir=a b'\n" in text and "source a" in text
+  assert all(f"#SBATCH --{option}\n" in text for option in [*options, "time=1:00:00"])
+  assert "python -m sora_jax train '--workdir=a b'\n" in text and "\neval 'source a'\n" in text
   # JAX would take the first GPU alone.
   assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7" in text
 
