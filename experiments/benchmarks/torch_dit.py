@@ -245,7 +245,7 @@ class Twin:
     loss = self.loss(torch.randn_like(self.noise), self._draw_times())
     loss.backward()
     parameters = list(self.model.parameters())
-    if self.clip is not None:
+    if self.clip:
       nn.utils.clip_grad_norm_(parameters, self.clip, foreach=True)
     self.optimizer.step()
     with torch.no_grad():

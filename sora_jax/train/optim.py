@@ -6,17 +6,13 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import path_name
 from sora_jax.train.clip import clip_by_history
+from sora_jax.train.muon import STACKED, muon_and_adam
 from sora_jax.train.state import State
 
-# Layers stacked for a scan carry a leading layer axis, which says nothing about a parameter's kind.
-STACKED = re.compile(r"(^|.*/)blocks/(?!\d+/).*")
-# Axes that a kernel reads by, where there are several: heads, or the places of a convolution.
-_INPUT_AXES = {"attention/out/kernel": 2, "conv/kernel": 3}
 # Six bias vectors of a block in one array: shifts, scales and gates of its modulation.
 MODULATION = re.compile(r"(^|.*/)blocks/(\d+/)?table")
 
@@ -33,8 +29,13 @@ def _linear(done, *, floor):
   return 1 - (1 - floor) * done
 
 
-# name -> (shape over the decay phase, whether that phase is all that follows the warm-up)
-SCHEDULES = {"constant": (_constant, True), "cosine": (_cosine, True), "wsd": (_linear, False)}
+# name -> (shape over the decay phase, whether that phase is all that follows the warm-up, and
+# how much of its first step it has done in it)
+SCHEDULES = {
+  "constant": (_constant, True, 0),
+  "cosine": (_cosine, True, 0),
+  "wsd": (_linear, False, 1),
+}
 
 
 def make_schedule(
@@ -46,20 +47,21 @@ def make_schedule(
   decay_steps: int,
   min_lr_ratio: float,
 ):
-  """Learning rate as a function of the steps done.
+  """Learning rate as a function of the steps done: 0 gives that of the first step.
 
   A linear warm-up that reaches `lr` in step `warmup_steps` (the first step is not at zero), then
-  `constant`; `cosine` to `min_lr_ratio * lr` at `total_steps` (Loshchilov & Hutter 2017,
-  arXiv:1608.03983, eq. 5, without restarts); or `wsd`: constant, and linear to the same floor over
-  the last `decay_steps` (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395, sec. 4), which
-  the other two do not have.
+  `constant`; `cosine`, which `total_steps` steps done bring to `min_lr_ratio * lr`, so that the
+  last step is a little above it (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without
+  restarts); or `wsd`: constant, and a straight line to the same floor over the last `decay_steps`
+  steps, the first of them below `lr` and the last at the floor (warm-up, stable, decay; Hu et al.
+  2024, arXiv:2404.06395, sec. 4).
 
   Raises:
     BadInput: an unknown name, or phases that do not fit into `total_steps`.
   """
   if schedule not in SCHEDULES:
     raise BadInput(f"optim: schedule={schedule!r} is not one of {', '.join(SCHEDULES)}.")
-  shape, whole = SCHEDULES[schedule]
+  shape, whole, ahead = SCHEDULES[schedule]
   length = total_steps - warmup_steps if whole else decay_steps
   if schedule != "constant" and not 0 < length <= total_steps - warmup_steps:
     raise BadInput(
@@ -70,7 +72,7 @@ def make_schedule(
 
   def rate(count):
     warm = jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
-    done = jnp.clip((count - (total_steps - length)) / max(1, length), 0.0, 1.0)
+    done = jnp.clip((count + ahead - (total_steps - length)) / max(1, length), 0.0, 1.0)
     return lr * warm * shape(done, floor=min_lr_ratio)
 
   return rate
@@ -103,40 +105,13 @@ def _adamw(rate, *, b1, b2, eps, weight_decay, momentum_dtype):
   )
 
 
-def muon_axes(params):
-  """The axes of each kernel of stacked blocks that are its matrix; None (AdamW) for all else.
-
-  Input and output layers and embeddings stay with AdamW, as their authors advise.
-  """
-
-  def axes(path, leaf):
-    name = path_name(path)
-    if not (STACKED.fullmatch(name) and name.endswith("/kernel")) or leaf.ndim < 3:
-      return None
-    inputs = next((count for end, count in _INPUT_AXES.items() if name.endswith(end)), 1)
-    places = tuple(range(1, leaf.ndim))  # the first is that of the layers
-    return optax.contrib.MuonDimensionNumbers(places[:inputs], places[inputs:])
-
-  return jax.tree_util.tree_map_with_path(axes, params)
-
-
 def _muon(rate, *, b1, b2, eps, weight_decay, momentum_dtype):
   """Muon (Jordan et al. 2024) on the blocks' kernels, AdamW elsewhere.
 
-  The orthogonalised update is scaled to an RMS of 0.2, so that AdamW's learning rate and weight
-  decay carry over (Liu et al. 2025, arXiv:2502.16982, eq. 4). Weight decay comes after the rules,
-  since optax would apply the mask to Muon's part alone, and before the rate.
+  Orthogonalised updates have an RMS of 0.2, so that AdamW's learning rate and weight decay carry
+  over (Liu et al. 2025, arXiv:2502.16982, eq. 4). The decay is one for both, before the rate.
   """
-  rules = optax.contrib.muon(
-    1.0,
-    beta=0.95,
-    eps=eps,
-    adam_b1=b1,
-    adam_b2=b2,
-    muon_weight_dimension_numbers=muon_axes,
-    consistent_rms=0.2,
-    mu_dtype=momentum_dtype,
-  )
+  rules = muon_and_adam(b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype)
   # The rules' updates are descents already, so the decay has their sign.
   decay = optax.add_decayed_weights(-weight_decay, decay_mask)
   return optax.chain(rules, decay, optax.scale_by_schedule(rate))
@@ -185,8 +160,10 @@ def make_optimizer(
   momentum_dtype: str,
   variance_dtype: str,
 ) -> optax.GradientTransformation:
-  """Clipping by the global norm (None: no clipping) and by its history (see `clip_by_history`;
-  `clip_sigmas` 0: not), then the named optimiser.
+  """Clipping by the global norm and by its history, then the named optimiser.
+
+  `clip_norm` 0 switches the first off (None, of older configs, means the same), `clip_sigmas` 0 the
+  second, see `clip_by_history`.
 
   `momentum_dtype` is of the first moments (AdamW's, Muon's momentum), `variance_dtype` of the
   second ones. An average in bfloat16, of 8 bits, stands still where it should move by less than
@@ -209,8 +186,10 @@ def make_optimizer(
       f"optim: variance_dtype=bfloat16 with b2={b2} would stand still: it moves by {1 - b2:.2g} of"
       " its size a step, of which bfloat16 sees 1/256. Set b2=0.95, or variance_dtype=float32."
     )
-  if not 0 < lr < math.inf or not (clip_norm is None or 0 < clip_norm < math.inf):
-    raise BadInput(f"optim: lr={lr}, clip_norm={clip_norm} must be positive.")
+  if not 0 < lr < math.inf or not (clip_norm is None or 0 <= clip_norm < math.inf):
+    raise BadInput(
+      f"optim: lr={lr} must be positive, clip_norm={clip_norm} too, or 0 (off). Set them so."
+    )
   if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps > 0 and 0 <= weight_decay < math.inf):
     raise BadInput(
       f"optim: b1={b1}, b2={b2} must lie in [0, 1), eps={eps} above 0, "
@@ -227,7 +206,7 @@ def make_optimizer(
   settings = dict(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
   rule = OPTIMIZERS[name](rate, **settings, momentum_dtype=MOMENTS[momentum_dtype])
   rule = store_variance(rule, MOMENTS[variance_dtype])
-  clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   history = [clip_by_history(clip_sigmas, clip_decay)] if clip_sigmas else []
   return optax.chain(clip, *history, rule)
 

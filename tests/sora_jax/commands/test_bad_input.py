@@ -41,7 +41,7 @@ def complaint(done) -> str:
     ("model.name=dot", "model.name='dot' is not one of ['dit', 'space_to_depth', 'vae']"),
     ("seed=9223372036854775808", "seed=9223372036854775808 must be in [0, 4.29497e+09]"),
     ("diffusion.t_min=0.0", "diffusion.t_min=0.0 must be in [1e-06, 1]"),
-    ("optim.lr=nan", "lr=nan, clip_norm=1.0 must be positive"),
+    ("optim.lr=nan", "lr=nan must be positive, clip_norm=1.0 too"),
     ("model.attention_backend=splash", "backend='splash' runs on tpu, and these devices are cpu"),
     ("mesh.tensor=2", "mesh: data=-1, fsdp=1, context=1, tensor=2 does not use 1 devices evenly"),
   ],

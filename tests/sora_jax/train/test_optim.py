@@ -81,6 +81,15 @@ def test_gradient_norm_is_before_clipping_and_clipping_works():
   np.testing.assert_allclose(state.params["a"], -clipped / (clipped + 1.0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("off", [0.0, None])  # None: of configs before 0 meant it
+def test_clipping_can_be_switched_off(off):
+  settings = SETTINGS | dict(lr=1.0, b1=0.0, b2=0.0, eps=1.0, clip_norm=off)
+  optimizer = make_optimizer(**settings)
+  gradients = {"a": jnp.array([2.0, 300.0])}
+  updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+  np.testing.assert_allclose(updates["a"], [-2 / 3, -300 / 301], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
   "step, expected",
   # warm-up in 4 steps, then half a cosine over 60: cos(pi/3) = 1/2 at a third, 0 at the half
@@ -93,7 +102,9 @@ def test_cosine(step, expected):
 
 
 @pytest.mark.parametrize(
-  "step, expected", [(0, 0.1), (9, 1.0), (79, 1.0), (80, 1.0), (90, 0.6), (100, 0.2), (200, 0.2)]
+  "step, expected",
+  # the twenty steps after 80 fall by a twentieth each, the last step taken (99 are done) at 0.2
+  [(0, 0.1), (9, 1.0), (79, 1.0), (80, 0.96), (89, 0.6), (98, 0.24), (99, 0.2), (200, 0.2)],
 )
 def test_warmup_stable_decay(step, expected):
   rate = make_schedule(
@@ -123,9 +134,11 @@ def test_ema_is_the_weighted_sum():
   [
     (dict(name="adam"), "name='adam' is not one of adamw"),
     (dict(schedule="linear"), "schedule='linear' is not one of constant, cosine, wsd"),
-    (dict(lr=0.0), "lr=0.0, .* must be positive"),
-    (dict(lr=float("nan")), "lr=nan, .* must be positive"),
-    (dict(clip_norm=float("inf")), "clip_norm=inf must be positive"),
+    (dict(lr=0.0), "lr=0.0 must be positive"),
+    (dict(lr=float("nan")), "lr=nan must be positive"),
+    (dict(clip_norm=float("inf")), "clip_norm=inf too, or 0 .off."),
+    (dict(clip_norm=-1.0), "clip_norm=-1.0 too, or 0 .off."),
+    (dict(clip_norm=float("nan")), "clip_norm=nan too, or 0 .off."),
     (dict(clip_sigmas=-1.0), "clip_sigmas=-1.0 must be 0"),
     (dict(momentum_dtype="float16"), "momentum_dtype='float16' is not one of float32, bfloat16"),
     (dict(variance_dtype="half"), "variance_dtype='half' is not one of float32, bfloat16"),
