@@ -16,6 +16,7 @@ from sora_jax.build.program import (
   replace_kernel,
   state_bytes,
 )
+from sora_jax.commands.attend import attend
 from sora_jax.commands.options import make_parser
 from sora_jax.commands.plan_cache import cache_file, keep_plan, read_plan
 from sora_jax.commands.plan_table import print_plan, print_ranking
@@ -122,12 +123,15 @@ def plan(config, pod: Pod, kept: bool) -> dict:
   if kept and (found := read_plan(file)):
     return found
   mesh_sizes = {name: config.mesh[name] for name in (*AXES, "slices")}
-  devices = describe_devices(pod)
+  devices = attend(lambda: describe_devices(pod), f"plan: describes {pod.name}")
   mesh = make_mesh(**mesh_sizes, devices=devices)
   program, work = build_program(config, mesh)
-  say(f"plan: compiles {show_mesh(dict(mesh.shape))}, remat={config.model.remat}, for {pod.name}")
+  name = f"{show_mesh(dict(mesh.shape))}, remat={config.model.remat}"
+  say(f"plan: compiles {name}, for {pod.name} (a large model takes minutes)")
   try:
-    compiled = compile_program(program, pod.kind.platform)
+    compiled = compile_program(
+      program, pod.kind.platform, lambda work: attend(work, f"plan: compiles {name}")
+    )
   except Refused as error:
     found = refusal(pod, dict(mesh.shape), config, error, program)
   else:

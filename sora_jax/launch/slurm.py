@@ -188,10 +188,10 @@ def time_limit(options: Sequence[str]) -> float:
     parts = _TIME.fullmatch(text)
     if not parts:
       raise BadInput(f"launch: --time={text} is no limit of sbatch. Give one as 1-12:00:00.")
-    days, first, second, third = (part and int(part) for part in parts.groups())
-    if days is None and third is None:  # minutes and seconds alone
+    days, first, second, third = (int(part or 0) for part in parts.groups())
+    if parts[1] is None and parts[4] is None:  # minutes and seconds alone
       first, second, third = 0, first, second
-    found = (((days or 0) * 24 + first) * 60 + (second or 0)) * 60.0 + (third or 0)
+    found = ((days * 24 + first) * 60 + second) * 60.0 + third
     if not found:
       raise BadInput(f"launch: --time={text} is no time at all. Leave it out for no limit.")
   return found

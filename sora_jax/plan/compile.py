@@ -3,6 +3,7 @@
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,20 +69,25 @@ class Compiled(NamedTuple):
   seconds: float
 
 
-def compile_program(program: Program, platform: str) -> Compiled:
+def compile_program(
+  program: Program, platform: str, attend: Callable[[Callable[[], Any]], Any] = lambda work: work()
+) -> Compiled:
   """Compiles for a platform, nothing runs.
 
+  Args:
+    attend: calls what compiles, which takes minutes and hears no signal, and returns its result.
   Raises:
     Refused: it does not fit, and the compiler gives up.
     CompilerFailed: any other reason of the compiler's.
   """
   begin = time.perf_counter()
-  with tempfile.TemporaryDirectory(prefix="sora-plan-") as folder:
+  # Whoever interrupts leaves a compiler that still writes: what cannot be removed is left.
+  with tempfile.TemporaryDirectory(prefix="sora-plan-", ignore_cleanup_errors=True) as folder:
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, **CHOICES[platform]}
     cached = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)  # it reads nothing that has no device
     try:
-      compiled = program.lower().compile(compiler_options=options)
+      compiled = attend(lambda: program.lower().compile(compiler_options=options))
     except Exception as error:
       text = str(error)
       if "RESOURCE_EXHAUSTED" in text and "hbm" in text.lower():
