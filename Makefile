@@ -12,7 +12,7 @@ USED_DATA := apache_beam, cv2, onnxruntime, openai, rapidocr
 USED_TEST := $(USED_DATA), distributed, hypothesis, kubeflow_trainer_api.models, \
   kubernetes_validate, pytest, scenedetect, scipy.stats
 
-.PHONY: help setup data dev demo test lint format pods chaos slurm ci clean
+.PHONY: help setup data dev demo test lint format pods chaos mutants slurm ci clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -46,6 +46,10 @@ pods: dev  ## plans every recipe on its pods: runs/pods.md (an hour; GPUs want t
 chaos: setup  ## trains under 20 faults, compares with an undisturbed run (a quarter of an hour)
 	@mkdir -p runs
 	@$(BIN)/python -m experiments.benchmarks.chaos --faults=20 --out=runs/chaos.md
+
+mutants: .venv/.installed-test  ## plants faults in the core and counts those that tests notice (an hour)
+	@mkdir -p runs
+	@$(BIN)/python -m experiments.benchmarks.mutants --workers=$(WORKERS) --out=docs/mutants.md
 
 slurm: setup  ## trains under a real Slurm of two nodes (root on Linux; apt-get install slurm-wlm munge)
 	@mkdir -p runs
