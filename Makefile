@@ -58,7 +58,7 @@ slurm: setup  ## trains under a real Slurm of two nodes (root on Linux; apt-get 
 ci: ; .ci/run  ## what continuous integration runs
 
 clean:  ## remove caches; keeps .venv and runs
-	rm -rf .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # An environment without its stamp was interrupted: it is made again from nothing.

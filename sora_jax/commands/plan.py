@@ -42,9 +42,9 @@ def parser():
     "Compiles a run's train step for a TPU or GPU pod that is not there: does it fit, what bounds"
     " it, how long does it take, what does it cost? Nothing runs.",
     """
-    sora plan --config=experiments/sora_14b.py --topology=v5p:4x4x8
-    sora plan --config=experiments/sora_14b.py --topology=v6e:256 --search --price=2.7
-    sora plan --config=experiments/sora_1b.py:low --topology=h100:64 --mesh=fsdp=8,data=8
+    sora plan --config=sora_14b --topology=v5p:4x4x8
+    sora plan --config=sora_14b --topology=v6e:256 --search --price=2.7
+    sora plan --config=sora_1b:low --topology=h100:64 --mesh=fsdp=8,data=8
     """,
     config=True,
   )

@@ -59,8 +59,8 @@ def parser():
     "train",
     "Trains what the config describes. An existing workdir is resumed.",
     """
-    sora train --config=experiments/demo.py:debug --workdir=runs/debug
-    sora train --config=experiments/demo.py:dit --workdir=runs/demo/dit --config.total_steps=2000
+    sora train --config=demo:debug --workdir=runs/debug
+    sora train --config=demo:dit --workdir=runs/demo/dit --config.total_steps=2000
     """,
     config=True,
   )

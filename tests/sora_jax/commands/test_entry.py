@@ -5,6 +5,7 @@ import importlib
 import re
 import shlex
 import signal
+import subprocess
 
 import pytest
 
@@ -43,7 +44,9 @@ def test_help_lists_every_command(sora):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_ends_in_examples_that_parse(sora, name):
+def test_help_of_a_command_ends_in_examples_that_parse(sora, name, tmp_path, monkeypatch):
+  """From any folder: who installed the package has no clone of the project around."""
+  monkeypatch.chdir(tmp_path)
   done = sora(name, "--help")
   assert done.code == 0 and done.err == "" and done.out.startswith(f"usage: sora {name} ")
   examples = command_lines(done.out.partition("example:")[2])
@@ -51,6 +54,27 @@ def test_help_of_a_command_ends_in_examples_that_parse(sora, name):
   for line in examples:
     parse(line)
   assert callable(module(name).run)
+
+
+def test_the_demo_needs_no_folder_of_the_project(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  stages = dict(module("demo").stages(tmp_path / "out"))
+  assert list(stages) == ["data", "vae", "encode", "dit", "sample"]
+  for words in stages.values():
+    args = parse(shlex.join(["sora", *words]))
+    if words[0] == "train":
+      assert args.config.total_steps > 100 and args.config.data.path.startswith(str(tmp_path))
+
+
+def test_the_commit_is_that_of_the_code_not_of_the_folder_around(tmp_path, monkeypatch):
+  git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+  subprocess.run([*git, "init", "-q"], check=True)
+  subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+  here = module("demo").commit()
+  monkeypatch.chdir(tmp_path)
+  assert module("demo").commit() == here
+  monkeypatch.setattr(module("demo"), "INSTALLED", tmp_path / "site-packages")
+  assert module("demo").commit() == sora_jax.__version__
 
 
 @pytest.mark.parametrize("family", ["demo", "film", "physworld"])
