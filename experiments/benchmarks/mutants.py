@@ -167,17 +167,18 @@ class Runner:
       if code == 124:
         return TIMEOUT, ""
       found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
-      if not found or "::" not in found[1]:  # it cannot even be imported
-        return CAUGHT, found[1] if found else case.tests[0]
+      test = found[1] if found else case.tests[0]  # a file, where it could not even be imported
       copy.restore(case.path)
-      if self._passes(copy, found[1]):
-        return CAUGHT, found[1]
-      if found[1] in broken:  # pytest knows it by another name
-        return SURVIVED, found[1]
+      if self._passes(copy, test):
+        return CAUGHT, test
+      if test in broken:  # pytest knows it by another name
+        return SURVIVED, test
 
   def _passes(self, copy: Copy, test: str) -> bool:
+    """Whether a test passes without a mutant; of a file, whether it can be imported."""
     if test not in self._sound:
-      self._sound[test] = copy.test([test])[0] == 0
+      only = [] if "::" in test else ["--collect-only"]
+      self._sound[test] = copy.test([test, *only])[0] == 0
       if not self._sound[test]:
         print(f"mutants: {test} fails without a mutant: it is left out", file=sys.stderr)
     return self._sound[test]

@@ -80,6 +80,8 @@ def test_captions_by_weight():
   share = np.bincount(chosen, minlength=counts) / len(chosen)
   np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / len(chosen)))
   assert share[1] == 0
+  draws, counts = np.array([0.0, 0.5, 1 - 2**-53]), np.full(3, 3)
+  assert packing._pick(draws, counts, (0.0, 1.0, 0.0)).tolist() == [1, 1, 1]
 
 
 def test_a_mixture_takes_its_shares_and_each_dataset_its_passes():

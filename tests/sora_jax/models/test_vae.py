@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
+from scipy.special import expit
 
 from data_pipeline.errors import BadInput
 from sora_jax.models.vae import (
@@ -20,6 +22,7 @@ from sora_jax.models.vae import (
   pixels_to_uint8,
 )
 from sora_jax.nn.conv import CausalConv3D, Past, depth_to_space, space_to_depth
+from sora_jax.parallel.rules import named_leaves
 
 SMALL = dict(
   name="vae", widths=[8, 12], blocks=[1, 1], strides=[[2, 2], [2, 2]], taps=3, latent_channels=3,
@@ -151,6 +154,54 @@ def test_causal_convolution_is_a_correlation_with_zeros_before_and_around():
   )
   y = jax.jit(lambda x: conv(x, Past()))(x)
   np.testing.assert_allclose(y[0, ..., 0], expected, atol=1e-5)
+
+
+def convolve(x, kernel, bias):
+  """Causal convolution of [F,h,w,c] with [rows,columns,taps·c,d]: zeros before and around."""
+  taps = kernel.shape[2] // x.shape[-1]
+  x = np.pad(x, [(taps - 1, 0), (1, 1), (1, 1), (0, 0)])
+  windows = sliding_window_view(x, (taps, 3, 3), axis=(0, 1, 2))  # [F,h,w,c,taps,3,3]
+  kernel = kernel.reshape(3, 3, taps, x.shape[-1], -1)
+  return np.einsum("fhwctij,ijtcd->fhwd", windows, kernel) + bias
+
+
+def add_residual(p, name, x):
+  """x + linear(silu(convolution(x over its root mean square)))."""
+  norm, conv, out = (f"{name}/blocks/{part}" for part in ("norm", "conv", "out"))
+  y = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-6) * p[f"{norm}/scale"][0]
+  y = convolve(y, p[f"{conv}/kernel"][0], p[f"{conv}/bias"][0])
+  return x + (y * expit(y)) @ p[f"{out}/kernel"][0] + p[f"{out}/bias"][0]
+
+
+def test_encoder_and_decoder_equal_a_plain_one():
+  """In numpy's float64, from pixels to posterior and back; frame 0 alone fills its group."""
+  structure, params, video, mean, logvar, decoded = whole("vae")
+  p = {name: np.asarray(leaf, np.float64) for name, leaf in named_leaves(params).items()}
+  x = np.asarray(video[0, :9], np.float64)
+  for i in range(2):
+    x = np.concatenate([x[:1], x])  # frame 0 twice
+    f, h, w = (side // 2 for side in x.shape[:3])
+    x = x.reshape(f, 2, h, 2, w, 2, -1)
+    x = np.transpose(x, (0, 2, 4, 1, 3, 5, 6)).reshape(f, h, w, -1)  # frame, row, column, channel
+    x = x @ p[f"encoder/down/{i}/linear/kernel"] + p[f"encoder/down/{i}/linear/bias"]
+    x = add_residual(p, f"encoder/levels/{i}", x)
+  x = x @ p["encoder/head/kernel"] + p["encoder/head/bias"]
+  np.testing.assert_allclose(mean[0, :3], x[..., :3], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(logvar[0, :3], x[..., 3:] - 6, rtol=1e-4, atol=1e-5)
+  x = convolve(x[..., :3], p["decoder/stem/kernel"], p["decoder/stem/bias"])
+  for i in range(2):
+    x = add_residual(p, f"decoder/levels/{i}", x)
+    x = x @ p[f"decoder/up/{i}/linear/kernel"] + p[f"decoder/up/{i}/linear/bias"]
+    f, h, w, c = x.shape
+    x = np.transpose(x.reshape(f, h, w, 2, 2, 2, c // 8), (0, 3, 1, 4, 2, 5, 6))
+    x = x.reshape(2 * f, 2 * h, 2 * w, c // 8)[1:]
+  np.testing.assert_allclose(decoded[0, :9], x, rtol=1e-4, atol=1e-4)
+
+
+def test_a_new_model_has_little_posterior_noise():
+  codec = make_codec(SMALL, seed=0)
+  _, logvar = codec.encode(jnp.zeros((1, 1, 4, 4, 3)))
+  np.testing.assert_allclose(logvar, -6.0)  # a standard deviation of 0.05
 
 
 def test_space_to_depth_is_lossless_and_repeats_the_first_frame():
