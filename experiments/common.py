@@ -15,7 +15,7 @@ def base(total_steps: int) -> ConfigDict:
   c.accumulate_steps = 1  # microbatches that a step's rows are computed in, one after the other
   c.init_from = ""  # folder or URL of another run, whose weights a stage starts from
   c.init_step = -1  # of its checkpoints; -1: the newest
-  c.init_weights = "ema"  # or "params", or "ema:0.9999" of more_ema_decays
+  c.init_weights = "ema"  # or "params", or "ema:0.1", the average of that width or decay
   c.every = every()
   c.wait = waits()
   # A loss above so many medians of the last window logged is a spike: back to the last checkpoint,
@@ -23,7 +23,9 @@ def base(total_steps: int) -> ConfigDict:
   c.spike = dict(factor=0.0, window=50, most=3)
   # A trace of so many steps, from that one of a session on, into WORKDIR/profile; 0: none.
   c.profile = dict(first_step=10, steps=0)
-  c.keep = dict(checkpoints=3, period_steps=0)  # the newest ones, and one each period for good
+  # The newest ones, and one each period for good: from the averages of about 20 of these
+  # --weights=ema:WIDTH makes others, of widths that no average was kept for.
+  c.keep = dict(checkpoints=3, period_steps=0)
   return c
 
 
@@ -74,8 +76,12 @@ def optimizer(lr: float, warmup_steps: int, **changes) -> dict:
     clip_decay=0.99,
     momentum_dtype="float32",  # or bfloat16: of the first moments
     variance_dtype="float32",  # or bfloat16, with b2 of .98 or less: of the second ones
-    ema_decay=0.999,  # of the average that is evaluated, sampled and exported; 0: none is kept
-    more_ema_decays=(),  # of further ones that checkpoints keep: --weights=ema:0.9999
+    # The average that is evaluated, sampled and exported: its memory as a share of all steps done
+    # (Karras et al. 2023, arXiv:2312.02696); 0: none is kept, or one by ema_decay.
+    ema_width=0.05,
+    more_ema_widths=(),  # of further ones that checkpoints keep: --weights=ema:0.1
+    ema_decay=0.0,  # instead of ema_width: an exponential average of about 1/(1-decay) steps
+    more_ema_decays=(),  # of further ones, likewise
   )
   return {**settings, **changes}
 

@@ -166,7 +166,7 @@ def dit(gpu: bool = False) -> ConfigDict:
     weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
-  c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50, ema_decay=0.99)
+  c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50, ema_width=0.07)
   c.every = common.every(log_steps=20, checkpoint_steps=300, evaluate_steps=0)
   c.evaluate = dict(batches=1)
   c.sample = dict(
@@ -197,7 +197,7 @@ def gpu() -> ConfigDict:
     prefetch=8,
   )
   c.model.update(width=768, depth=13, heads=12, dtype="bfloat16", remat="block")
-  c.optim = common.optimizer(lr=3e-4, warmup_steps=500, ema_decay=0.9995)
+  c.optim = common.optimizer(lr=3e-4, warmup_steps=500)
   c.every.update(log_steps=50, checkpoint_steps=1000)
   c.sample.update(width=448, height=256, steps=50, solver="heun")
   return c

@@ -98,7 +98,7 @@ def dit() -> ConfigDict:
     weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
-  c.optim = common.optimizer(lr=3e-4, warmup_steps=500, ema_decay=0.9995)
+  c.optim = common.optimizer(lr=3e-4, warmup_steps=500)
   c.every = common.every(log_steps=50, checkpoint_steps=1000, evaluate_steps=1000)
   c.evaluate = dict(batches=4)
   c.sample = dict(

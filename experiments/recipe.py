@@ -113,7 +113,6 @@ def config(stage: dict, model: dict) -> ConfigDict:
     weight_decay=0.01,
     clip_sigmas=3.0,
     momentum_dtype="bfloat16",
-    ema_decay=0.9999,
   )
   c.every = common.every(log_steps=10, checkpoint_steps=500, evaluate_steps=2500)
   c.evaluate = dict(batches=8)

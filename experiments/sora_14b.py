@@ -55,7 +55,7 @@ def peer() -> ConfigDict:
   c.data.caption_slots = 512
   c.plan.caption_tokens = 512
   c.model.param_dtype = "bfloat16"
-  c.optim.update(momentum_dtype="bfloat16", variance_dtype="bfloat16", ema_decay=0.0)
+  c.optim.update(momentum_dtype="bfloat16", variance_dtype="bfloat16", ema_width=0.0)
   c.mesh.update(fsdp=16, context=4)
   return c
 

@@ -28,7 +28,7 @@ PEER = (
   ("v5p:4x4x4", 16, "fsdp=16,context=4", ("--config.model.remat=attention",)),
   ("v5p:4x4x4", 16, "fsdp=16,context=4", ("--config.model.remat=offload",)),
   ("v5p:4x4x4", 16, "fsdp=16,context=4", EXACT),
-  ("v5p:4x4x4", 16, "fsdp=16,context=4", (*EXACT, "--config.optim.ema_decay=0.9999")),
+  ("v5p:4x4x4", 16, "fsdp=16,context=4", (*EXACT, "--config.optim.ema_width=0.05")),
   ("v6e:16x16", 64, "fsdp=64,context=4", ()),
 )
 

@@ -84,14 +84,14 @@ def make_ours(config, mesh, settings: dict, batch: dict) -> Ours:
   density = make_density(**config.diffusion.density)
   weighting = make_weighting(**config.diffusion.weighting)
   loss = make_dit_loss(structure, density, weighting, **loss_settings(config, mesh))
-  optimizer, decay, more = build_optimizer(config)
+  optimizer, averages = build_optimizer(config)
   gradient = build_gradient(config, mesh, loss, merge_by_time)
   init = lambda: init_state(  # noqa: E731
-    nnx.state(DiT(**model, rngs=nnx.Rngs(config.seed))), optimizer, more
+    nnx.state(DiT(**model, rngs=nnx.Rngs(config.seed))), optimizer, averages
   )
   places = state_shardings(jax.eval_shape(init), RULES, mesh)
   step = jax.jit(
-    make_step(gradient, optimizer, ema_decay=decay), donate_argnums=0, out_shardings=(places, None)
+    make_step(gradient, optimizer, averages), donate_argnums=0, out_shardings=(places, None)
   )
   state = jax.jit(init, out_shardings=places)()
   arrays = make_put(mesh)(batch)

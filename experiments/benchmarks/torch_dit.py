@@ -17,6 +17,7 @@ from data_pipeline.errors import BadInput
 from sora_jax.models.dit import POSITION_FEATURES
 from sora_jax.nn.rope import rotary_frequencies
 from sora_jax.parallel.rules import named_leaves
+from sora_jax.train.averages import solve_exponent
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -165,7 +166,7 @@ class Twin:
     weights = {n: torch.from_numpy(np.array(w)) for n, w in named_leaves(params).items()}
     self.model = DiT(weights, settings["model"]).to(self.device)
     self.clean, self.t_min = config.model.prediction == "clean", config.diffusion.t_min
-    self.clip, self.decay = config.optim.clip_norm, config.optim.ema_decay
+    self.clip, self.width, self.done = config.optim.clip_norm, config.optim.ema_width, 0
     self.average = [p.detach().clone() for p in self.model.parameters()]
     self.optimizer = torch.optim.AdamW(
       self.model.parameters(),
@@ -249,7 +250,10 @@ class Twin:
       nn.utils.clip_grad_norm_(parameters, self.clip, foreach=True)
     self.optimizer.step()
     with torch.no_grad():
-      torch._foreach_lerp_(self.average, parameters, 1 - self.decay)
+      self.done += 1
+      if self.width:
+        share = 1 - (1 - 1 / self.done) ** (solve_exponent(self.width) + 1)
+        torch._foreach_lerp_(self.average, parameters, share)
     return float(loss.detach())
 
 

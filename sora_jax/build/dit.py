@@ -99,7 +99,7 @@ def loss_settings(config, mesh) -> dict:
 def dit_learning(config, mesh, settings: dict) -> dict:
   """What a DiT's `Task` has that no data decide; `settings` are those of `dit_settings`."""
   check_prediction(config)
-  optimizer, ema_decay, more_decays = build_optimizer(config)
+  optimizer, averages = build_optimizer(config)
   density = make_density(**config.diffusion.density)
   weighting = make_weighting(**config.diffusion.weighting)
   loss = make_dit_loss(
@@ -109,8 +109,7 @@ def dit_learning(config, mesh, settings: dict) -> dict:
     init=lambda: nnx.state(DiT(**settings, rngs=nnx.Rngs(config.seed))),
     gradient=build_gradient(config, mesh, loss, merge_by_time),
     optimizer=optimizer,
-    ema_decay=ema_decay,
-    more_decays=more_decays,
+    averages=averages,
     rules=over_context(DIT_RULES) if config.shard_over_context else DIT_RULES,
     rate=build_rate(config),
     count=partial(count_packed, **flop_settings(settings)),

@@ -3,6 +3,8 @@
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.mesh import make_mesh, mesh_ranks
 from sora_jax.train.accumulate import make_gradient
+from sora_jax.train.averages import SETTINGS as AVERAGES
+from sora_jax.train.averages import make_averages
 from sora_jax.train.optim import make_optimizer, make_schedule
 from sora_jax.train.spikes import SpikeSettings
 from sora_jax.train.task import Schedule, Waits
@@ -41,22 +43,14 @@ def build_schedule(config) -> Schedule:
 
 
 def build_optimizer(config):
-  """The optax transformation, the decay of the parameters' average, and those of further ones.
+  """The optax transformation, and the averages of the parameters by name.
 
   Raises:
-    BadInput: as `make_optimizer`; a decay that is none, or twice the same.
+    BadInput: as `make_optimizer` and `make_averages`.
   """
   settings = config.optim.to_dict()
-  ema_decay, more = settings.pop("ema_decay"), settings.pop("more_ema_decays")
-  numbers = isinstance(more, (tuple, list)) and all(isinstance(x, (int, float)) for x in more)
-  if not numbers or not all(0 <= decay <= 1 for decay in more):
-    raise BadInput(f"optim: more_ema_decays={more!r} is no tuple of numbers in [0, 1]. Correct it.")
-  if len({ema_decay, *more}) <= len(more):
-    raise BadInput(
-      f"optim: more_ema_decays={more} has one twice, or that of ema_decay={ema_decay}, which is"
-      " kept anyway. Leave it out."
-    )
-  return make_optimizer(**settings, total_steps=config.total_steps), ema_decay, tuple(more)
+  averages = make_averages(**{name: settings.pop(name) for name in AVERAGES})
+  return make_optimizer(**settings, total_steps=config.total_steps), averages
 
 
 def build_rate(config):

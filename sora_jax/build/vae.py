@@ -33,7 +33,7 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
   structure = nnx.graphdef(nnx.eval_shape(lambda: make_codec(codec, seed=0)))
   terms = dict(kl_weight=config.loss.kl_weight, terms=config.loss.terms.to_dict())
   loss = make_vae_loss(structure, seed=config.seed, **terms)
-  optimizer, ema_decay, more_decays = build_optimizer(config)
+  optimizer, averages = build_optimizer(config)
   batches = partial(clips_of, config, dataset, share=host_share(mesh))
   if config.spike.factor:
     raise BadInput(
@@ -52,14 +52,13 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
     init=lambda: nnx.state(make_codec(codec, seed=config.seed)),
     gradient=build_gradient(config, mesh, loss, merge_vae_metrics),
     optimizer=optimizer,
-    ema_decay=ema_decay,
+    averages=averages,
     rules=VAE_RULES,
     batches=batches,
     count=partial(count_clips, **clip_cost(codec, config.data)),
     hooks=hooks,
     dataset_fingerprint=dataset.fingerprint,
     rate=build_rate(config),
-    more_decays=more_decays,
   )
 
 

@@ -1,7 +1,8 @@
-"""Optimiser, learning-rate schedules and the moving average of the parameters."""
+"""Optimiser and learning-rate schedules; one step of a training state."""
 
 import math
 import re
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import path_name
+from sora_jax.train.averages import FIRST, Average, ema_update
 from sora_jax.train.clip import clip_by_history
 from sora_jax.train.muon import STACKED, muon_and_adam
 from sora_jax.train.state import State
@@ -211,32 +213,24 @@ def make_optimizer(
   return optax.chain(clip, *history, rule)
 
 
-def ema_update(ema, params, decay: float, step):
-  """Exponential moving average in float32 with a short memory at the start.
+def advance(
+  state: State, gradients, optimizer, averages: Mapping[str, Average]
+) -> tuple[State, dict]:
+  """One optimiser step; pure, to be called under jit.
 
-  The decay of step `step` (0, 1, ...) is `min(decay, (1 + step) / (10 + step))`, as in TensorFlow's
-  `ExponentialMovingAverage(num_updates=step)`.
-  """
-  step = jnp.asarray(step, jnp.float32)
-  keep = jnp.minimum(decay, (1 + step) / (10 + step))
-  return jax.tree.map(
-    lambda old, new: old + (1 - keep) * (new.astype(jnp.float32) - old), ema, params
-  )
-
-
-def advance(state: State, gradients, optimizer, *, ema_decay: float) -> tuple[State, dict]:
-  """One optimiser step; pure, to be called under jit. Averages move as `state.averages` names them.
-
+  Args:
+    averages: of the state, by name, see `make_averages`. They take in the new parameters.
   Returns:
     The next state, and global L2 norms: `grad_norm` of the gradients before clipping, `param_norm`
     of the parameters after the update (not finite when the update was not).
   """
   updates, opt = optimizer.update(gradients, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
-  ema = ema_update(state.ema, params, ema_decay, state.step) if state.ema else {}
-  averages = {
-    decay: ema_update(average, params, float(decay), state.step)
-    for decay, average in state.averages.items()
+  moved = {
+    name: ema_update(
+      state.ema if name == FIRST else state.averages[name], params, average.share(state.step)
+    )
+    for name, average in averages.items()
   }
   norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
-  return State(state.step + 1, params, ema, opt, averages), norms
+  return State(state.step + 1, params, moved.pop(FIRST, {}), opt, moved), norms

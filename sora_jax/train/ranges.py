@@ -3,6 +3,7 @@
 import math
 
 from data_pipeline.errors import BadInput
+from sora_jax.train.averages import WIDEST
 from sora_jax.train.resume import flatten
 
 # Setting -> (least, most), both allowed; what other files check in their own words is not here.
@@ -27,6 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {
   "diffusion.density.std": (1e-6, 20.0),
   "loss.kl_weight": (0.0, 1e6),
   "optim.ema_decay": (0.0, 1.0),
+  "optim.ema_width": (0.0, WIDEST),
   "optim.warmup_steps": (0, math.inf),
   "optim.decay_steps": (0, math.inf),
   "optim.min_lr_ratio": (0.0, 1.0),

@@ -54,7 +54,7 @@ def log_rate(step_fn: Callable, rate: Callable | None) -> Callable:
 
 def jit_step(task: Task, places: State):
   """The train step as it runs: `(state, frozen, batch) -> (state, metrics)`, the state donated."""
-  step = make_step(task.gradient, task.optimizer, ema_decay=task.ema_decay)
+  step = make_step(task.gradient, task.optimizer, task.averages)
   return jax.jit(
     log_rate(step, task.rate), donate_argnums=0, out_shardings=(places, None)
   )

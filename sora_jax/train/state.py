@@ -1,6 +1,6 @@
 """What a training step changes, and so all that a checkpoint holds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from sora_jax.parallel.mesh import replicated
 from sora_jax.parallel.rules import Rules, named_leaves, path_name, shardings
+from sora_jax.train.averages import FIRST
 
 
 class State(NamedTuple):
@@ -19,7 +20,7 @@ class State(NamedTuple):
     params: parameters, float32 unless the model says otherwise.
     ema: float32 moving average of `params`: the same tree, buffers of its own; {} for none.
     opt: optax state.
-    averages: further averages like `ema`, by their decay as text ("0.9999").
+    averages: further averages like `ema`, by their width or decay as text ("0.1", "0.9999").
   """
 
   step: Any
@@ -48,21 +49,20 @@ class Progress(NamedTuple):
   clips_seen: int = 0
 
 
-def init_state(params, optimizer, decays: Sequence[float] = (), *, ema: bool = True) -> State:
+def init_state(params, optimizer, names: Collection[str] = (FIRST,)) -> State:
   """A fresh state at step 0. May be jitted or evaluated for shapes.
 
   Args:
     params: the parameter tree.
     optimizer: optax gradient transformation.
-    decays: of the further averages.
-    ema: whether there is an average at all.
+    names: of the averages that are kept, "ema" among them or not.
   """
 
   def copy():  # a real one: a buffer shared by two leaves cannot be donated
     return jax.tree.map(lambda value: jnp.array(value, dtype=jnp.float32, copy=True), params)
 
-  averages = {str(decay): copy() for decay in decays}
-  first = copy() if ema else {}
+  averages = {name: copy() for name in names if name != FIRST}
+  first = copy() if FIRST in names else {}
   return State(jnp.zeros((), jnp.int32), params, first, optimizer.init(params), averages)
 
 

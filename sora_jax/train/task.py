@@ -1,12 +1,13 @@
 """What a session trains, and how long, how often, and how patiently it does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from data_pipeline.tokens import Totals
 from sora_jax.parallel.rules import Rules
+from sora_jax.train.averages import Average
 from sora_jax.train.loop import Hook
 from sora_jax.train.metrics import Counts
 from sora_jax.train.spikes import SpikeSettings
@@ -19,8 +20,8 @@ class Task(NamedTuple):
   Attributes:
     init: makes the parameter tree; traced under jit.
     gradient: `(params, frozen, batch) -> ((loss, metrics), gradients)`, see `make_gradient`.
-    optimizer, ema_decay, rules: of optax; of the average, 0 for none; sharding of the parameters.
-    more_decays: of further averages.
+    optimizer, rules: of optax; sharding of the parameters.
+    averages: those of the parameters that a state keeps, by name, see `make_averages`.
     batches: cursor or None (and ranges of steps to jump over beside those of the config) -> endless
       iterator with `cursor`, `totals` and `fingerprint`.
     count: totals of a step -> `Counts`.
@@ -33,7 +34,7 @@ class Task(NamedTuple):
   init: Callable[[], Any]
   gradient: Callable
   optimizer: Any
-  ema_decay: float
+  averages: Mapping[str, Average]
   rules: Rules
   batches: Callable[..., Any]
   count: Callable[[Totals], Counts]
@@ -41,11 +42,10 @@ class Task(NamedTuple):
   dataset_fingerprint: str
   frozen: Any = {}
   rate: Callable | None = None
-  more_decays: Sequence[float] = ()
 
   def init_state(self, params) -> State:
     """A state at step 0."""
-    return init_state(params, self.optimizer, self.more_decays, ema=self.ema_decay > 0)
+    return init_state(params, self.optimizer, self.averages)
 
   def describe_state(self, mesh) -> tuple[State, State]:
     """Shapes of a state, and where it lies on a mesh."""

@@ -43,7 +43,7 @@ def complaint(check, state) -> str:
 def main() -> None:
   mesh = make_mesh(data=2, fsdp=2, context=1, tensor=2)
   make = lambda: init_state(  # noqa: E731
-    nnx.state(DiT(**MODEL, rngs=nnx.Rngs(0))), optax.adam(1e-3), (0.9,)
+    nnx.state(DiT(**MODEL, rngs=nnx.Rngs(0))), optax.adam(1e-3), ("ema", "0.9")
   )
   shapes = jax.eval_shape(make)
   places = state_shardings(shapes, RULES, mesh)

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from data_pipeline.errors import BadInput
+from sora_jax.train.averages import ExponentialAverage
 from sora_jax.train.clip import NormHistory
-from sora_jax.train.optim import advance, decay_mask, ema_update, make_optimizer, make_schedule
+from sora_jax.train.optim import advance, decay_mask, make_optimizer, make_schedule
 from sora_jax.train.state import init_state
 
 RATE = dict(lr=1e-3, schedule="constant", warmup_steps=0, total_steps=0)
@@ -16,6 +17,7 @@ RATE |= dict(decay_steps=0, min_lr_ratio=0.0)
 RULE = dict(name="adamw", weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=1.0)
 RULE |= dict(clip_sigmas=0.0, clip_decay=0.99, momentum_dtype="float32", variance_dtype="float32")
 SETTINGS = RATE | RULE
+AVERAGES = {"ema": ExponentialAverage(0.9)}
 
 
 def adamw(x, gradients, *, lr, b1, b2, eps, decay):
@@ -34,7 +36,7 @@ def test_adamw_decays_kernels_and_not_biases():
   constants = dict(lr=0.1, b1=0.9, b2=0.95, eps=1e-8)
   optimizer = make_optimizer(**SETTINGS | constants | dict(weight_decay=0.5, clip_norm=None))
   state = init_state({"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}, optimizer)
-  step = jax.jit(lambda state, g: advance(state, g, optimizer, ema_decay=0.9)[0])
+  step = jax.jit(lambda state, g: advance(state, g, optimizer, AVERAGES)[0])
   for g_kernel, g_bias in gradients:
     state = step(state, {"kernel": jnp.float32(g_kernel), "bias": jnp.float32(g_bias)})
   expected = adamw(kernel, [g for g, _ in gradients], decay=0.5, **constants)
@@ -65,7 +67,7 @@ def test_the_modulation_of_blocks_stays_without_a_gradient(name):
   optimizer = make_optimizer(**SETTINGS | dict(name=name, lr=0.1, weight_decay=0.5))
   params = {"blocks": {"table": jnp.ones((2, 6, 4)), "kernel": jnp.ones((2, 4, 4))}}
   state = init_state(params, optimizer)
-  state, _ = advance(state, jax.tree.map(jnp.zeros_like, params), optimizer, ema_decay=0.9)
+  state, _ = advance(state, jax.tree.map(jnp.zeros_like, params), optimizer, AVERAGES)
   np.testing.assert_array_equal(state.params["blocks"]["table"], params["blocks"]["table"])
   np.testing.assert_allclose(state.params["blocks"]["kernel"], 0.95, rtol=1e-5)
 
@@ -74,7 +76,7 @@ def test_gradient_norm_is_before_clipping_and_clipping_works():
   optimizer = make_optimizer(**SETTINGS | dict(lr=1.0, clip_norm=1.0, b1=0.0, b2=0.0, eps=1.0))
   state = init_state({"a": jnp.zeros(2), "b": jnp.zeros(())}, optimizer)
   gradients = {"a": jnp.array([2.0, 3.0]), "b": jnp.array(6.0)}
-  step = jax.jit(lambda state, g: advance(state, g, optimizer, ema_decay=0.0))
+  step = jax.jit(lambda state, g: advance(state, g, optimizer, AVERAGES))
   state, metrics = step(state, gradients)
   assert float(metrics["grad_norm"]) == pytest.approx(7.0)
   clipped = np.array([2.0, 3.0]) / 7.0
@@ -118,17 +120,6 @@ def test_constant_needs_no_length():
   assert [float(rate(step)) for step in (0, 10**6)] == [0.5, 0.5]
 
 
-def test_ema_is_the_weighted_sum():
-  values = [1.0, 5.0, -2.0, 4.0]
-  ema, expected = jnp.zeros(()), 0.0
-  for step, value in enumerate(values):
-    keep = min(0.3, (1 + step) / (10 + step))
-    expected = keep * expected + (1 - keep) * value
-    ema = ema_update(ema, jnp.bfloat16(value), 0.3, step)
-  assert ema.dtype == jnp.float32
-  assert float(ema) == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize(
   "settings, text",
   [
@@ -158,7 +149,7 @@ def test_the_average_shares_no_buffer_with_the_parameters():
   optimizer = make_optimizer(**SETTINGS)
   params = {"kernel": jnp.ones((2, 2))}
   step = jax.jit(
-    lambda state: advance(state, state.params, optimizer, ema_decay=0.9)[0], donate_argnums=0
+    lambda state: advance(state, state.params, optimizer, AVERAGES)[0], donate_argnums=0
   )
   for state in (init_state(params, optimizer), jax.jit(lambda p: init_state(p, optimizer))(params)):
     ema = state.ema["kernel"]

@@ -114,6 +114,7 @@ import jax, jax.numpy as jnp, numpy as np
 from sora_jax.parallel.mesh import make_mesh
 from sora_jax.parallel.place import make_put
 from sora_jax.parallel.rules import REPLICATED
+from sora_jax.train.averages import PowerAverage
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.events import Events
 from sora_jax.train.loop import fit
@@ -144,7 +145,7 @@ def loss_fn(params, x):
 
 def step(state, frozen, batch):
   loss, gradients = jax.value_and_grad(loss_fn)(state.params, batch["x"])
-  state, metrics = advance(state, gradients, optimizer, ema_decay=0.99)
+  state, metrics = advance(state, gradients, optimizer, {"ema": PowerAverage(0.1)})
   return state, metrics | {"loss": loss}
 
 def make():

@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.mesh import make_mesh
 from sora_jax.parallel.rules import REPLICATED
+from sora_jax.train.averages import ExponentialAverage
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.metrics import Counts, read_metrics
 from sora_jax.train.optim import make_schedule
@@ -21,6 +22,7 @@ from sora_jax.train.task import Schedule, Task
 from sora_jax.train.weights import Origin, check_origin, compare_origin, read_weights
 
 STEPS, EVERY = 4, 2
+HALF = {"ema": ExponentialAverage(0.5)}
 NOWHERE = Origin("", None, "ema")
 
 
@@ -59,7 +61,7 @@ def task(*, side: int = 3, key: int = 0, dataset: str = "data", **changes) -> Ta
     },
     gradient=jax.value_and_grad(loss, has_aux=True),
     optimizer=optax.adam(0.1),
-    ema_decay=0.5,
+    averages=HALF,
     rules=REPLICATED,
     batches=Batches,
     count=lambda totals: Counts(3, 1, 1.0, 4),
@@ -112,7 +114,7 @@ def test_starts_with_another_runs_weights(trained, tmp_path, which, step):
 
 
 def test_further_averages_are_kept_beside_the_first(trained, tmp_path):
-  work = task(more_decays=(0.25, 0.9))
+  work = task(averages=HALF | {"0.25": ExponentialAverage(0.25), "0.9": ExponentialAverage(0.9)})
   state = run(tmp_path / "a", work)[0]
   equal(state.ema, trained[1][STEPS]["ema"])  # whatever else is kept
   assert list(state.averages) == ["0.25", "0.9"]
@@ -130,7 +132,7 @@ def test_further_averages_are_kept_beside_the_first(trained, tmp_path):
 
 
 def test_a_run_may_keep_no_average(trained, tmp_path):
-  work = task(ema_decay=0.0)
+  work = task(averages={})
   run(tmp_path / "a", work, total=EVERY)
   state = run(tmp_path / "a", work)[0]  # resumed
   assert state.ema == {} and state.averaged is state.params

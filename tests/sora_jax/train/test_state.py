@@ -15,6 +15,7 @@ from experiments import common
 from sora_jax.models.dit import RULES, DiT
 from sora_jax.parallel.mesh import AXES, make_mesh
 from sora_jax.parallel.rules import named_leaves
+from sora_jax.train.averages import SETTINGS
 from sora_jax.train.hashes import checksums, state_hashes, tree_sha256
 from sora_jax.train.optim import MOMENTS, OPTIMIZERS, make_optimizer
 from sora_jax.train.state import init_state, state_shardings
@@ -62,14 +63,13 @@ def test_checksums_against_numpy(dtype, shape):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_whatever_an_optimiser_keeps_of_a_parameter_lies_like_it(name, momentum, clip_sigmas):
   settings = common.optimizer(1e-3, 1, name=name, momentum_dtype=momentum, clip_sigmas=clip_sigmas)
-  names = ("ema_decay", "more_ema_decays")
-  kept = {key: value for key, value in settings.items() if key not in names}
+  kept = {key: value for key, value in settings.items() if key not in SETTINGS}
   optimizer = make_optimizer(**kept, total_steps=10)
   model = dict(patch_dim=16, width=64, depth=2, heads=4, mlp="swiglu", mlp_ratio=4.0, vocabulary=9)
   model |= dict(state_width=0, pooled_caption=True, zero_init=True)
   model |= dict(dtype="float32", param_dtype="float32")
   make = lambda: nnx.state(DiT(**model, rngs=nnx.Rngs(0)))  # noqa: E731
-  shapes = jax.eval_shape(lambda: init_state(make(), optimizer, (0.9, 0.99)))
+  shapes = jax.eval_shape(lambda: init_state(make(), optimizer, ("ema", "0.1", "0.99")))
   mesh = jax.sharding.AbstractMesh((2, 2, 1, 2), AXES)
   places = state_shardings(shapes, RULES, mesh)  # pyright: ignore[reportArgumentType]
   parameters = {n: place.spec for n, place in named_leaves(places.params).items()}
