@@ -23,7 +23,7 @@ import numpy as np
 from data_pipeline import hashing, index, stored
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
-from data_pipeline.facts import Facts
+from data_pipeline.facts import Facts, hashed_meta
 from data_pipeline.folder import Claim, absolute, discard, mend, neighbour, replace, settle
 from data_pipeline.folder import shard_name as name_of
 from data_pipeline.records import SPLITS, Record
@@ -183,10 +183,11 @@ def _facts_of(dataset: Dataset, changes: Mapping | None) -> Facts:
 
 def _check_alike(facts: Facts, more: Dataset, changes: Mapping) -> None:
   """Raises BadInput: the records of the two are not of one kind and origin."""
+  ours, theirs = hashed_meta(facts.meta), hashed_meta(more.meta)
   other = [
     name
-    for name in facts.meta | more.meta
-    if name not in changes and facts.meta.get(name) != more.meta.get(name)
+    for name in ours | theirs
+    if name not in changes and ours.get(name) != theirs.get(name)
   ]
   if more.kind != facts.kind or other:
     raise BadInput(

@@ -19,8 +19,10 @@ from google.protobuf.message import DecodeError
 from data_pipeline import hashing, records, stored
 from data_pipeline import index as index_module
 from data_pipeline.errors import BadInput
+from data_pipeline.facts import hashed_meta
 from data_pipeline.folder import absolute, check_local, mend, shard_name
 from data_pipeline.shards import ShardReaders, count_records
+from data_pipeline.time_factor import time_factor_of
 
 _COPY = "Copy it again, or make the dataset anew."
 _OPENERS = 16  # shards opened at once: it is waiting, not work
@@ -93,6 +95,11 @@ class Dataset:
     """Records of every split that has some."""
     return {split: sum(s["records"] for s in sizes) for split, sizes in self.shards.items()}
 
+  @property
+  def time_factor(self) -> int:
+    """Frames that a latent covers. Raises BadInput: neither meta nor a kept VAE says it."""
+    return time_factor_of(self.meta, self.path)
+
   def state_width(self, tokenizer: str) -> int | None:
     """k, the width of the states of a tokenizer's captions; None where none are stored."""
     return self.widths.get(f"text_state_width/{tokenizer}")
@@ -136,6 +143,7 @@ class Dataset:
     """Reads the whole index. Raises BadInput: the fingerprint was made of another one."""
     names = ("kind", "version", "meta", "widths", "storage", "tokenizers")
     facts = {name: self._described[name] for name in names if name in self._described}
+    facts |= {"meta": hashed_meta(self.meta)}
     found = index_module.fingerprint(facts, self.index)
     if found != self.fingerprint:
       raise BadInput(

@@ -6,6 +6,16 @@ from collections.abc import Mapping, Sequence
 from data_pipeline import records
 from data_pipeline.errors import BadInput
 from data_pipeline.records import Record
+from data_pipeline.time_factor import KEY as TIME_FACTOR
+
+# Of `meta`, what follows from the VAE, whose fingerprint is hashed: a dataset that does not say it
+# yet has the same fingerprint as one that does.
+NOT_HASHED = (TIME_FACTOR,)
+
+
+def hashed_meta(meta: Mapping) -> dict:
+  """The part of a dataset's meta that its fingerprint is made of."""
+  return {name: value for name, value in meta.items() if name not in NOT_HASHED}
 
 
 class Facts:
@@ -32,7 +42,7 @@ class Facts:
     facts = {
       "kind": self.kind,
       "version": records.VERSIONS[self.kind],
-      "meta": self.meta,
+      "meta": hashed_meta(self.meta),
       "widths": self.widths,
     }
     own = {"storage": self.storage} if self.kind == "clip" else {"tokenizers": self.tokenizers}

@@ -46,6 +46,7 @@ class RowReader:
     self._given_first_frame, self._counters = given_first_frame, counters
     self._tokenizer = tokenizer
     self._state_width = check_alike(datasets, tokenizer)
+    self._time_factor = datasets[0].time_factor
     self._sizes: dict[str, Any] = dict(
       slots=settings.slots,
       caption_slots=settings.caption_slots,
@@ -74,6 +75,7 @@ class RowReader:
     dataset = self._datasets[number]
     record = cast(LatentRecord, dataset.read(row))
     _check_index(dataset, row, record, caption, self._tokenizer)
+    _check_frames(dataset, row, record, self._time_factor)
     (f, h, w), patch = record.latent.shape[:3], self._settings.patch
     text_ids, text_states = self._caption(record, caption)
     return tokens.Segment(
@@ -81,6 +83,7 @@ class RowReader:
       shape=(f, h, w),
       patch=patch,
       fps=float(record.fps),
+      time_factor=self._time_factor,
       text_ids=text_ids,
       text_states=text_states,
       dropped=caption < 0,
@@ -125,6 +128,7 @@ def check_alike(datasets: Sequence[Dataset], tokenizer: str) -> int | None:
       "vae": (dataset.meta.get("vae"), first.meta.get("vae")),
       f"text encoder {tokenizer}": (_text_of(dataset, tokenizer), _text_of(first, tokenizer)),
       "latent_channels": (dataset.latent_channels, first.latent_channels),
+      "time_factor": (dataset.time_factor, first.time_factor),
     }.items():
       if own != other:
         raise BadInput(
@@ -161,4 +165,15 @@ def _check_index(
     raise BadInput(
       f"loader: clip row {row} holds {found} (f, h, w or caption tokens), but its index says "
       f"{said}. Rebuild the index of the dataset."
+    )
+
+
+def _check_frames(dataset: Dataset, row: int, record: LatentRecord, time_factor: int) -> None:
+  """Raises BadInput: a record's frames are not those that its latents cover."""
+  latents = record.latent.shape[0]
+  covered = 1 + time_factor * (latents - 1)
+  if record.frames != covered:
+    raise BadInput(
+      f"loader: clip row {row} of {dataset.path} has frames={record.frames}, but its {latents} "
+      f"latents cover {covered} by time_factor={time_factor}. Encode the clips anew."
     )

@@ -14,8 +14,6 @@ import numpy as np
 
 from data_pipeline.errors import BadInput
 
-FRAMES_PER_LATENT = 4  # latent 0 covers frame 0, latent i covers frames 4i-3 .. 4i
-
 Sides = Sequence[int]  # three integers: frames, rows, columns
 
 
@@ -81,33 +79,32 @@ def unpatchify(patches: Any, shape: Sides, patch: Sides) -> Any:
   return parts.reshape(f * pt, h * ph, w * pw, c)
 
 
-def latent_seconds(f: int, fps: float) -> np.ndarray:
-  """float64 [f]: seconds, centre of the frames that each latent covers; frame j is at j/fps."""
+def latent_seconds(f: int, fps: float, time_factor: int) -> np.ndarray:
+  """float64 [f]: seconds, centre of the frames that each latent covers; frame j is at j/fps.
+
+  Latent 0 covers frame 0; with a time factor of k, latent i covers frames k(i-1)+1 .. ki.
+  """
   i = np.arange(f)
-  return np.where(i == 0, 0.0, FRAMES_PER_LATENT * i - (FRAMES_PER_LATENT - 1) / 2) / fps
+  return np.where(i == 0, 0.0, time_factor * i - (time_factor - 1) / 2) / fps
 
 
-def patch_positions(shape: Sides, patch: Sides, fps: float) -> np.ndarray:
+def patch_positions(shape: Sides, patch: Sides, fps: float, time_factor: int) -> np.ndarray:
   """float32 [n,4]: seconds, row, column, 0 of every patch of a latent of shape (f, h, w).
 
   A patch sits at the mean of the latents it covers. Rows and columns count latent cells from the
   centre of the picture, so clips of different resolutions share their middle.
   """
   positions = np.zeros((token_count(shape, patch), 4), np.float32)
-  _set_positions(positions, shape, patch, fps)
-  return positions
-
-
-def _set_positions(positions: np.ndarray, shape: Sides, patch: Sides, fps: float) -> None:
-  """Writes seconds, row and column of every patch into zeros [n,4], a contiguous part of a row."""
   f, h, w = shape[:3]
-  axes = (latent_seconds(f, fps), np.arange(h) - (h - 1) / 2, np.arange(w) - (w - 1) / 2)
+  seconds = latent_seconds(f, fps, time_factor)
+  axes = (seconds, np.arange(h) - (h - 1) / 2, np.arange(w) - (w - 1) / 2)
   sizes = grid(shape, patch, "patch_positions")
   means = [axis.reshape(size, -1).mean(axis=1) for axis, size in zip(axes, sizes, strict=True)]
   cells = positions.reshape(*sizes, 4)
   cells[..., 0] = means[0][:, None, None]
   cells[..., 1] = means[1][:, None]
   cells[..., 2] = means[2]
+  return positions
 
 
 def caption_positions(tokens: int) -> np.ndarray:
@@ -158,6 +155,7 @@ class Segment:
     shape: latent shape (f, h, w).
     patch: latents a patch covers, (pt, ph, pw).
     fps: frames a second of the clip.
+    time_factor: of the VAE, frames that a latent covers.
     text_ids: caption token ids [m_i].
     text_states: caption token states [m_i,k], or None when the text encoder runs in the model.
       A dropped caption keeps its array (even an empty [0,k]), for its width.
@@ -174,6 +172,7 @@ class Segment:
   shape: tuple[int, int, int]
   patch: tuple[int, int, int]
   fps: float
+  time_factor: int
   text_ids: Any
   text_states: Any = None
   dropped: bool = False
@@ -348,7 +347,9 @@ def _place_patches(row: dict[str, np.ndarray], segment: Segment, level: int, slo
     )
   place = slice(slot, slot + tokens)
   row["latents"][place] = segment.patches
-  row["position"][place] = patch_positions(segment.shape, segment.patch, segment.fps)
+  row["position"][place] = patch_positions(
+    segment.shape, segment.patch, segment.fps, segment.time_factor
+  )
   row["token_index"][place] = np.arange(tokens)
   row["level_index"][place] = level if segment.given is None else np.where(segment.given, 0, level)
 

@@ -153,7 +153,8 @@ def seal(
     shards=sizes,
   )
   fingerprint = index.fingerprint(facts.hashed, columns)
-  described = facts.hashed | {"name": facts.name, "shards": sizes, "fingerprint": fingerprint}
+  described = facts.hashed | {"meta": facts.meta}
+  described |= {"name": facts.name, "shards": sizes, "fingerprint": fingerprint}
   text = json.dumps(described, indent=1) + "\n"
   (folder / "meta.json").write_text(text, encoding="utf-8")
   return fingerprint

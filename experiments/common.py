@@ -86,6 +86,22 @@ def optimizer(lr: float, warmup_steps: int, **changes) -> dict:
   return {**settings, **changes}
 
 
+# Shortest and longest rotary period in time. The shortest resolves latents up to a second apart: 4
+# frames at 6 a second are 0.67 s. Below twice their distance a period is taken for a longer one.
+ROTARY_SECONDS = (2.0, 128.0)
+
+
+def density(mean: float, std: float, base_tokens: int, shift_exponent: float, **changes) -> dict:
+  """Noise levels of training: logit-normal, shifted by (tokens / base_tokens)^shift_exponent.
+
+  `max_shift` bounds the shift and its inverse (0: nothing does): 12 is the largest of a published
+  video model, Wan 2.2.
+  """
+  settings = dict(name="logit_normal", mean=mean, std=std, base_tokens=base_tokens)
+  settings.update(shift_exponent=shift_exponent, max_shift=12.0)
+  return {**settings, **changes}
+
+
 def expected(clips: tuple, **changes) -> dict:
   """What `sora plan` has to know of data that are not there.
 

@@ -83,6 +83,7 @@ def dit() -> ConfigDict:
     mlp="swiglu",
     mlp_ratio=4.0,
     pooled_caption=True,
+    rotary_seconds=common.ROTARY_SECONDS,
     dtype="float32",
     param_dtype="float32",
     prediction="clean",
@@ -91,7 +92,7 @@ def dit() -> ConfigDict:
     remat="none",
   )
   c.diffusion = dict(
-    density=dict(name="logit_normal", mean=1.2, std=1.0, base_tokens=12, shift_exponent=0.0),
+    density=common.density(mean=1.2, std=1.0, base_tokens=12, shift_exponent=0.0),
     weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
@@ -106,7 +107,7 @@ def dit() -> ConfigDict:
     steps=16,
     guidance=4.0,
     solver="euler",
-    shift=1.0,
+    shift=0.0,  # that of training at the sample's tokens
     rows=32,
   )
   c.plan = common.expected(((24, 1.0),), caption_tokens=12, latent_channels=8, text_width=384)

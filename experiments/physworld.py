@@ -86,6 +86,7 @@ def dit() -> ConfigDict:
     mlp="swiglu",
     mlp_ratio=4.0,
     pooled_caption=True,
+    rotary_seconds=common.ROTARY_SECONDS,
     dtype="bfloat16",
     param_dtype="float32",
     prediction="clean",
@@ -94,7 +95,7 @@ def dit() -> ConfigDict:
     remat="block",
   )
   c.diffusion = dict(
-    density=dict(name="logit_normal", mean=0.8, std=0.8, base_tokens=144, shift_exponent=0.5),
+    density=common.density(mean=0.8, std=0.8, base_tokens=144, shift_exponent=0.5),
     weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
@@ -109,7 +110,7 @@ def dit() -> ConfigDict:
     steps=50,
     guidance=3.0,
     solver="heun",
-    shift=1.0,
+    shift=0.0,  # that of training at the sample's tokens
     rows=32,
   )
   c.plan = common.expected(((160, 1.0),), caption_tokens=16, text_width=384)

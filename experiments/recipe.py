@@ -2,9 +2,16 @@
 
 Each stage starts from the weights of the one before (`--config.init_from=RUN`) and is longer in
 tokens a clip: images, low-resolution video, high-resolution video, up to a minute. All clips of a
-stage keep their own duration, shape and rate, with images among them throughout. The shift of the
-noise levels grows with the square root of a clip's tokens (Esser et al. 2024, arXiv:2403.03206,
-sec. 5.3.2), learning rates fall from stage to stage (Open-Sora-Plan 1.5: 1e-4 to 1e-5).
+stage keep their own duration, shape and rate, with images among them throughout. Learning rates
+fall from stage to stage (Open-Sora-Plan 1.5: 1e-4 to 1e-5).
+
+The shift of the noise levels is (tokens / 256)^0.3, at most 12. It is 1 at 256 tokens and 2.3 at
+4,096, where Stable Diffusion 3 samples with 3.0 (Esser et al. 2024, arXiv:2403.03206, sec. 5.3.2)
+and FLUX.1 goes from e^0.5 = 1.6 at 256 tokens to e^1.15 = 3.2; it is 4.3 and 5.5 for 81 frames of
+480p and 720p, where Wan 2.1 has 3.0 and 5.0, 6.3 for 129 frames of 720p, where HunyuanVideo has
+7.0, and 8.9 for a minute of 480p. No published model that we know goes beyond the 12 of Wan 2.2;
+the square root of the paper would be 17 at 720p and 38 for the minute. docs/diffusion.md has the
+table.
 
 Planned for captions in states 4,096 wide, as of T5-XXL or UMT5-XXL; with the states of another
 encoder a run is a little smaller (`data.text` names which of the dataset's is read).
@@ -93,6 +100,7 @@ def config(stage: dict, model: dict) -> ConfigDict:
     patch=(1, 2, 2),
     mlp="swiglu",
     pooled_caption=True,
+    rotary_seconds=common.ROTARY_SECONDS,
     dtype="bfloat16",
     param_dtype="float32",
     prediction="velocity",
@@ -101,7 +109,7 @@ def config(stage: dict, model: dict) -> ConfigDict:
     remat="block",
   )
   c.diffusion = dict(
-    density=dict(name="logit_normal", mean=0.0, std=1.0, base_tokens=256, shift_exponent=0.5),
+    density=common.density(mean=0.0, std=1.0, base_tokens=256, shift_exponent=0.3),
     weighting=dict(name="uniform", gamma=5.0),
     t_min=0.02,
   )
@@ -125,7 +133,7 @@ def config(stage: dict, model: dict) -> ConfigDict:
     steps=50,
     guidance=5.0,
     solver="heun",
-    shift=1.0,
+    shift=0.0,  # that of training at the sample's tokens
     rows=1,
   )
   c.plan = common.expected(stage["clips"], caption_tokens=CAPTION)

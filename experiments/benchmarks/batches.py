@@ -20,6 +20,7 @@ def _segment(rng, patches: tuple[int, int, int], caption: int, draw: int, settin
     shape=tuple(p * side for p, side in zip(patches, patch, strict=True)),
     patch=patch,
     fps=16.0,
+    time_factor=4,
     text_ids=rng.integers(0, settings["vocabulary"], caption),
     text_states=rng.normal(size=(caption, states)).astype(np.float32) if states else None,
     draw=draw,

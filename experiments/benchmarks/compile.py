@@ -30,10 +30,11 @@ def dit(depth: int, remat: str):
   """(loss, parameters' shapes, batch) of a DiT of this many layers."""
   settings = dict(width=256, heads=4, mlp="swiglu", mlp_ratio=4.0, dtype="float32")
   settings |= dict(patch_dim=64, state_width=384, vocabulary=0, pooled_caption=True)
+  settings |= dict(rotary_seconds=(2.0, 128.0))
   make = lambda: DiT(**settings, depth=depth, zero_init=True, rngs=nnx.Rngs(0))  # noqa: E731
   structure, params = nnx.split(nnx.eval_shape(make))
   density = make_density(
-    name="logit_normal", mean=0.0, std=1.0, base_tokens=64, shift_exponent=0.5
+    name="logit_normal", mean=0.0, std=1.0, base_tokens=64, shift_exponent=0.3, max_shift=12.0
   )
   loss = make_dit_loss(
     structure, density, make_weighting(name="uniform", gamma=5.0),

@@ -46,6 +46,7 @@ SETTINGS = dict(
   cost=cost_of(768),
 )
 WINDOWS = dict(rows=8, frames=17, height=128, width=128)
+META = dict(time_factor=4)  # of the latents, which no VAE made
 CHANNELS, STATE_WIDTH, MOST_TOKENS = 16, 384, 8_000
 
 
@@ -57,7 +58,7 @@ def make_latents(folder: Path, clips: int) -> None:
   words = np.clip(rng.lognormal(np.log(60), 0.6, clips), 5, 250).astype(int)
   numbers = rng.standard_normal(4 * MOST_TOKENS * CHANNELS).astype(ml_dtypes.bfloat16)
   states = rng.standard_normal((250, STATE_WIDTH)).astype(ml_dtypes.bfloat16)
-  with DatasetWriter(folder, "latent", name="bench", shard_bytes=2**28, meta={}) as out:
+  with DatasetWriter(folder, "latent", name="bench", shard_bytes=2**28, meta=META) as out:
     for i in range(clips):
       shape = (int(f[i]), int(h[i]), int(w[i]), CHANNELS)
       start = int(rng.integers(0, numbers.size - np.prod(shape) + 1))

@@ -113,10 +113,10 @@ class DiT(nn.Module):
     if rest:
       raise RuntimeError(f"torch_dit: nobody takes the weights {sorted(rest)}.")
     half = np.exp(-np.log(10_000.0) * np.arange(128) / 128).astype(np.float32)
-    head_dim = settings["width"] // settings["heads"]
+    head_dim, seconds = settings["width"] // settings["heads"], settings["rotary_seconds"]
     self.register_buffer("frequencies", torch.from_numpy(half))
-    self.register_buffer("turns", torch.from_numpy(rotary_frequencies(head_dim)))
-    self.register_buffer("places", torch.from_numpy(rotary_frequencies(POSITION_FEATURES)))
+    self.register_buffer("turns", torch.from_numpy(rotary_frequencies(head_dim, seconds)))
+    self.register_buffer("places", torch.from_numpy(rotary_frequencies(POSITION_FEATURES, seconds)))
 
   def forward(self, z, t, batch, attend):
     caption = self.embed(batch)

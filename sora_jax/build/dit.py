@@ -36,6 +36,7 @@ DIT_SETTINGS = (
   "mlp",
   "mlp_ratio",
   "pooled_caption",
+  "rotary_seconds",
   "dtype",
   "param_dtype",
   "zero_init",
@@ -189,8 +190,10 @@ def build_sampler(config, params, vae: FrozenVAE, text: dict) -> Sampler:
     params,
     patch=config.model.patch,
     latent_channels=vae.latent_channels,
+    time_factor=vae.time_factor,
     state_width=text["width"],
     prediction=config.model.prediction,
     t_min=config.diffusion.t_min,
+    density=make_density(**config.diffusion.density),
     attend=sampling_attention(),
   )

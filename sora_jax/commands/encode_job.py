@@ -14,6 +14,7 @@ import numpy as np
 from data_pipeline.dataset import Dataset
 from data_pipeline.derived import register_derived
 from data_pipeline.errors import BadInput
+from data_pipeline.facts import hashed_meta
 from data_pipeline.parts import Parts
 from data_pipeline.renditions import Rule, plan_renditions
 from sora_jax.commands.caption_limits import CaptionLimits, Checked, check_captions
@@ -76,6 +77,7 @@ class EncodeJob:
     return said | {
       "clips": self._clips.fingerprint,
       "vae": self._vae.fingerprint,
+      "time_factor": self._vae.time_factor,
       "texts": {encoder.name: describe(encoder) for encoder in self._encoders},
       "states": self._states and any(encoder.width for encoder in self._encoders),
       "patch_side": self._patch_side,
@@ -115,9 +117,9 @@ class EncodeJob:
 
   def _open_existing(self) -> Dataset:
     dataset = Dataset.open(self._out, kind="latent")
-    meta = self.meta
-    names = [*meta, *({"long_captions"} & dataset.meta.keys())]
-    changed = [key for key in dict.fromkeys(names) if dataset.meta.get(key) != meta.get(key)]
+    meta, found = hashed_meta(self.meta), hashed_meta(dataset.meta)
+    names = [*meta, *({"long_captions"} & found.keys())]
+    changed = [key for key in dict.fromkeys(names) if found.get(key) != meta.get(key)]
     if changed:
       raise BadInput(
         f"encode: {self._out} holds latents of other {', '.join(changed)}. "

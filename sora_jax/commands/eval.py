@@ -16,7 +16,7 @@ from data_pipeline.worlds import judge
 from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.progress import say, track
 from sora_jax.commands.run import open_run
-from sora_jax.commands.sample import choose_settings
+from sora_jax.commands.sample import SHIFT_HELP, choose_settings, read_shift
 from sora_jax.evals.adherence import judge_all, merge, score
 from sora_jax.generate.media import read_mp4, replacing, write_mp4
 from sora_jax.generate.pipeline import Request
@@ -45,7 +45,8 @@ def parser():
   p.add_argument("--out", help="folder for videos and scores; default: WORKDIR/eval/SUITE-STEP")
   p.add_argument("--step", type=int, help="checkpoint; default: the newest")
   p.add_argument("--weights", default="ema", help="ema (default), params, or ema:DECAY")
-  for name, kind in (("steps", int), ("guidance", float), ("solver", str), ("shift", float)):
+  p.add_argument("--shift", type=read_shift, metavar="auto|NUMBER", help=SHIFT_HELP)
+  for name, kind in (("steps", int), ("guidance", float), ("solver", str)):
     p.add_argument(f"--{name}", type=kind, help="of the sampler; default: config.sample")
   p.add_argument("--seed", type=int, default=0)
   p.set_defaults(size=None, seconds=None, fps=None)
@@ -88,6 +89,7 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
   _, settings = choose_settings(args, opened.config.sample)
   look = common_look(clips, GROUPS["trained"])
   size = dict(seconds=look.frames / look.fps, width=look.width, height=look.height, fps=look.fps)
+  settings = settings._replace(alpha=opened.pipeline.choose_shift(settings, **size))
   asked = describe_question(opened, clips, args.samples, {**settings._asdict(), **size})
   found = read_scores(out, asked)
   if found is not None:

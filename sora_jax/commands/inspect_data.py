@@ -1,18 +1,14 @@
 """`sora inspect --data DIR`: what is in a dataset, from its index alone."""
 
 import os
-from pathlib import Path
 
 import numpy as np
-from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.page import Histogram, histogram
 from data_pipeline.renditions import clip_of
-from sora_jax.models.frozen_vae import read_json
-from sora_jax.models.vae import make_codec
 
 _SIDES = {"clip": ("frames", "height", "width"), "latent": ("f", "h", "w")}
 _READ = 10_000  # renditions, at most, whose ids are read to count their clips
@@ -80,9 +76,9 @@ def _count_frames(dataset: Dataset, frames: np.ndarray) -> np.ndarray | None:
   """int64: pixel frames, of latents 1 + k(f-1) with the time factor of their VAE."""
   if dataset.kind == "clip":
     return frames
-  if not (dataset.path / "vae").is_dir():
+  if "time_factor" not in dataset.meta and not (dataset.path / "vae").is_dir():
     return None
-  return 1 + (frames - 1) * read_time_factor(dataset.path / "vae")
+  return 1 + (frames - 1) * dataset.time_factor
 
 
 def _latent_facts(dataset: Dataset, sides: np.ndarray) -> dict:
@@ -126,12 +122,6 @@ def _sum_up(column: np.ndarray) -> dict:
     "mean": float(counts.mean()) if counts.size else None,
     "max": int(counts.max()) if counts.size else None,
   }
-
-
-def read_time_factor(folder: Path) -> int:
-  """Pixel frames a latent frame, of a frozen VAE whose parameters are not read."""
-  config = read_json(folder / "config.json")["codec"]
-  return nnx.eval_shape(lambda: make_codec(config, seed=0)).time_factor
 
 
 def _count_shapes(sides: np.ndarray, names: tuple[str, ...]) -> list[dict[str, int]]:

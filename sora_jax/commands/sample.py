@@ -1,5 +1,7 @@
 """`sora sample`: makes video from prompts."""
 
+import argparse
+import math
 from pathlib import Path
 
 from data_pipeline.errors import BadInput
@@ -9,6 +11,8 @@ from sora_jax.commands.run import open_run
 from sora_jax.generate.media import check_writable, write_mp4
 from sora_jax.generate.pipeline import Request
 from sora_jax.generate.sample import Settings
+
+SHIFT_HELP = "of the solver's times towards noise; 1 is none, auto that of the run's training"
 
 
 def parser():
@@ -33,7 +37,7 @@ def parser():
   how.add_argument("--steps", type=int, help="solver steps")
   how.add_argument("--guidance", type=float, help="scale s of u + s(c-u); 1 is no guidance")
   how.add_argument("--solver", help="euler or heun")
-  how.add_argument("--shift", type=float, help="of the solver's times towards noise; 1 is none")
+  how.add_argument("--shift", type=read_shift, metavar="auto|NUMBER", help=SHIFT_HELP)
   p.add_argument("--seed", type=int, default=0, help="same seed, same file")
   p.add_argument("--step", type=int, help="checkpoint; default: the newest")
   p.add_argument("--weights", default="ema", help="ema (default), params, or ema:DECAY")
@@ -53,7 +57,23 @@ def run(args) -> dict:
   videos = opened.pipeline(requests, **size, settings=settings, rows=rows)
   for path, video in zip(files, track(videos, "sample", len(files)), strict=True):
     write_mp4(path, video, size["fps"], crf=args.crf)
-  return {"files": [str(path) for path in files], "step": opened.step, "seed": args.seed}
+  return {
+    "files": [str(path) for path in files],
+    "step": opened.step,
+    "seed": args.seed,
+    "shift": opened.pipeline.choose_shift(settings, **size),
+  }
+
+
+def read_shift(text: str) -> float:
+  """--shift: a positive number, or 0 for auto. Raises ArgumentTypeError: neither."""
+  try:
+    shift = 0.0 if text == "auto" else float(text)
+  except ValueError:
+    shift = math.nan
+  if text != "auto" and not 0 < shift < math.inf:
+    raise argparse.ArgumentTypeError(f"shift={text} must be positive (1 is none), or auto")
+  return shift
 
 
 def read_prompts(args) -> list[str]:

@@ -359,10 +359,18 @@ def has_begun(workdir: Path) -> bool:
 def check_frozen(
   folder: Path, mark: str | None, dataset: Dataset, advice: str, part: str
 ) -> None:
-  """Raises BadInput unless a folder's VAE or text encoder loads and has the fingerprint `mark`."""
-  found = FROZEN[part](folder).fingerprint
-  if found != mark:
+  """Raises BadInput unless a folder's VAE or text encoder loads and has the fingerprint `mark`.
+
+  The VAE's time factor has to be that of the dataset, by which latents get their places in time.
+  """
+  found = FROZEN[part](folder)
+  if found.fingerprint != mark:
     raise BadInput(
-      f"train: {folder} has fingerprint={found[:12]}, the latents of {dataset.path} were made with "
-      f"{str(mark)[:12]}: {advice}"
+      f"train: {folder} has fingerprint={found.fingerprint[:12]}, the latents of {dataset.path} "
+      f"were made with {str(mark)[:12]}: {advice}"
+    )
+  if part == "vae" and found.time_factor != dataset.time_factor:
+    raise BadInput(
+      f"train: time_factor={dataset.time_factor} of {dataset.path} is not the "
+      f"{found.time_factor} of its VAE in {folder}. Correct its meta.json, or encode it anew."
     )

@@ -27,8 +27,22 @@ def velocity_error(prediction: str, output, x, e, z, t, t_min: float):
 @typed
 def weighted_mean(error: Float[Array, "b n"], weight: Float[Array, "b n"]) -> Float[Array, ""]:
   """Σ w·error / Σ w over the global batch; entries of weight 0 touch neither value nor gradient."""
+  return weighted_ratio(error, weight, weight)
+
+
+@typed
+def weighted_ratio(
+  error: Float[Array, "b n"], weight: Float[Array, "b n"], expected: Float[Array, "b n"]
+) -> Float[Array, ""]:
+  """Σ w·error / Σ E[w]: as `weighted_mean`, divided by the weights that were to be expected.
+
+  Args:
+    error: of every slot.
+    weight: of every slot, as its noise level was drawn.
+    expected: mean of that weight over the noise levels that might have been drawn.
+  """
   error = jnp.where(weight > 0, error, 0.0)
-  return jnp.sum(weight * error) / jnp.maximum(jnp.sum(weight), 1e-12)
+  return jnp.sum(weight * error) / jnp.maximum(jnp.sum(expected), 1e-12)
 
 
 @typed

@@ -48,7 +48,7 @@ class Pipeline(NamedTuple):
     Raises:
       BadInput: a prompt longer than the encoder takes, or a size that VAE and patch cannot make.
     """
-    f, h, w = latent_shape(seconds, width, height, fps, self.vae, self.sampler.patch)
+    shape = self.shape_of(seconds=seconds, width=width, height=height, fps=fps)
     captions = self._captions([r.prompt for r in requests])
     negatives = self._captions([r.negative for r in requests])
     for start in range(0, len(requests), rows):
@@ -57,10 +57,18 @@ class Pipeline(NamedTuple):
         [captions[i] for i in place],
         [negatives[i] for i in place],
         [requests[i].draw for i in place],
-        Shape(f, h, w, fps),
+        shape,
         settings,
       )
       yield from decode_latents(self.vae, latents)[: len(requests) - start]
+
+  def shape_of(self, *, seconds: float, width: int, height: int, fps: float) -> Shape:
+    """The latent shape of a video. Raises BadInput: VAE and patch cannot make it."""
+    return Shape(*latent_shape(seconds, width, height, fps, self.vae, self.sampler.patch), fps)
+
+  def choose_shift(self, settings: Settings, **size) -> float:
+    """The shift that a video of this size is sampled with; see `Sampler.choose_shift`."""
+    return self.sampler.choose_shift(settings, self.shape_of(**size))
 
   def _captions(self, texts: Sequence[str]) -> list[Caption | None]:
     """Ids and states of each text; None for an empty one."""

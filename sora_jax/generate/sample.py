@@ -20,6 +20,7 @@ from sora_jax.diffusion.guidance import classifier_free_guidance
 from sora_jax.diffusion.noise import token_normal
 from sora_jax.diffusion.objective import predicted_velocity
 from sora_jax.diffusion.samplers import integrate, time_grid
+from sora_jax.diffusion.time import Density
 from sora_jax.nn.gather import gather_rows
 from sora_jax.parallel.place import HOST_KEYS
 
@@ -49,7 +50,8 @@ class Settings(NamedTuple):
     steps: of the solver; a Heun step asks the network twice.
     guidance: scale s of u + s(c - u); 1 uses the caption alone.
     solver: "euler" or "heun".
-    alpha: shift of the times towards noise, 1 for none.
+    alpha: shift of the times towards noise, 1 for none; 0 for that which training had at the
+      sample's token count.
     seed: of the noise, 0 to 2**32 - 1.
   """
 
@@ -64,8 +66,10 @@ def check_settings(settings: Settings) -> None:
   """Raises BadInput for a guidance, shift or seed that makes no video."""
   if not math.isfinite(settings.guidance):
     raise BadInput(f"sample: guidance={settings.guidance} must be finite.")
-  if not 0 < settings.alpha < math.inf:
-    raise BadInput(f"sample: shift={settings.alpha} must be positive; 1 is none.")
+  if not 0 <= settings.alpha < math.inf:
+    raise BadInput(
+      f"sample: shift={settings.alpha} must be positive (1 is none), or 0 for that of training."
+    )
   if not 0 <= settings.seed < 2**32:
     raise BadInput(f"sample: seed={settings.seed} is not between 0 and 2**32 - 1.")
 
@@ -75,17 +79,30 @@ class Sampler:
 
   Args:
     structure, params: of `nnx.split(dit)`.
-    patch: (pt, ph, pw); `latent_channels`: c of the VAE.
+    patch: (pt, ph, pw); `latent_channels` and `time_factor`: of the VAE.
     state_width: k of the text encoder, 0 for token ids alone.
     prediction: "clean" or "velocity"; `t_min`, the clamp of its loss, has no part in sampling.
+    density: of the noise levels in training.
     attend: `segment_attention` of a backend.
   """
 
   def __init__(
-    self, structure, params, *, patch, latent_channels, state_width, prediction, t_min, attend
+    self,
+    structure,
+    params,
+    *,
+    patch,
+    latent_channels,
+    time_factor: int,
+    state_width,
+    prediction,
+    t_min,
+    density: Density,
+    attend,
   ):
     self.params, self.patch, self.state_width = params, tuple(patch), state_width
-    self.latent_channels = latent_channels
+    self.latent_channels, self._time_factor = latent_channels, time_factor
+    self._density = density
     self.patch_dim = latent_channels * int(np.prod(patch))
     run = partial(
       _sample,
@@ -107,7 +124,7 @@ class Sampler:
     check_settings(settings)
     guided = settings.guidance != 1.0
     batch = self._rows(captions, negatives if guided else None, draws, shape)
-    times = time_grid(settings.steps, settings.alpha)
+    times = time_grid(settings.steps, self.choose_shift(settings, shape))
     patches = self._run(
       self.params,
       batch,
@@ -119,6 +136,10 @@ class Sampler:
     )
     count = token_count(shape[:3], self.patch)
     return np.stack([unpatchify(row[:count], shape[:3], self.patch) for row in np.asarray(patches)])
+
+  def choose_shift(self, settings: Settings, shape: Shape) -> float:
+    """The shift of the times: the one asked for, or that of training at this many patches."""
+    return settings.alpha or self._density.sampling_shift(token_count(shape[:3], self.patch))
 
   def _rows(self, captions, negatives, draws, shape: Shape) -> dict:
     """A row for every sample: segment 1 has the caption, 2 the negative (no 2 where None)."""
@@ -145,6 +166,7 @@ class Sampler:
       shape=(shape.f, shape.h, shape.w),
       patch=self.patch,
       fps=shape.fps,
+      time_factor=self._time_factor,
       text_ids=caption.ids,
       text_states=caption.states,
       draw=draw,

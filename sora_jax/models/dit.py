@@ -14,7 +14,7 @@ from sora_jax.models.remat import BLOCK_INPUT, recomputing, rematerialised
 from sora_jax.nn.block import Block, modulate
 from sora_jax.nn.embed import EXACT, CaptionEmbedding, CaptionPool, LevelEmbedding
 from sora_jax.nn.gather import gather_rows
-from sora_jax.nn.rope import fourier_features, rotary_angles
+from sora_jax.nn.rope import check_periods, fourier_features, rotary_angles
 from sora_jax.parallel.place import ROWS, SLOTS, constrain
 from sora_jax.typed import Array, Float, typed
 
@@ -47,6 +47,7 @@ class DiT(nnx.Module):
     mlp: "gelu" or "swiglu"; `mlp_ratio` its hidden width over `width` (SwiGLU at equal parameters).
     state_width: k of the caption token states, 0 to embed `vocabulary` token ids.
     pooled_caption: the modulation also knows a mean over the segment's caption tokens.
+    rotary_seconds: shortest and longest rotary period in time, seconds (`nn.rope`).
     dtype: of matrix products, "float32" or "bfloat16"; norms and modulation are float32.
     param_dtype: of the blocks' kernels and biases; all other parameters are float32. In bfloat16,
       updates of less than 1/256 of a number are lost.
@@ -66,6 +67,7 @@ class DiT(nnx.Module):
     state_width,
     vocabulary,
     pooled_caption,
+    rotary_seconds,
     dtype,
     param_dtype,
     zero_init,
@@ -80,6 +82,7 @@ class DiT(nnx.Module):
         f"mlp_ratio={mlp_ratio} above 0. Correct the config's model."
       )
     self.head_dim, self.dtype = width // heads, DTYPES[dtype]
+    self.rotary_seconds = check_periods(rotary_seconds)
     gates = nnx.initializers.zeros_init() if zero_init else nnx.initializers.normal(0.02)
     self.patches = nnx.Linear(patch_dim, width, dtype=self.dtype, rngs=rngs)
     self.caption = CaptionEmbedding(
@@ -121,13 +124,13 @@ class DiT(nnx.Module):
     x = jnp.where(
       is_caption, gather_rows(caption, batch["text_index"]), self.patches(z.astype(self.dtype))
     )
-    x = x + self.position(fourier_features(batch["position"], POSITION_FEATURES).astype(self.dtype))
-    x = constrain(x, SLOTS)
+    place = fourier_features(batch["position"], POSITION_FEATURES, self.rotary_seconds)
+    x = constrain(x + self.position(place.astype(self.dtype)), SLOTS)
     condition = self.level(t)
     if self.pool is not None:
       condition += self.pool(caption, batch["text_index"], batch["segment"], t.shape[1])
     condition = constrain(nnx.silu(condition), COLUMNS_WHOLE)
-    angles = rotary_angles(batch["position"], self.head_dim)
+    angles = rotary_angles(batch["position"], self.head_dim, self.rotary_seconds)
     attend_here = lambda q, k, v: attend(q, k, v, batch["segment"])  # noqa: E731
     shared = self._modulate(self.modulation, condition)
     x = self._run_blocks(x, shared, batch["level_index"], angles, attend_here, remat)

@@ -1,7 +1,8 @@
 """A step's gradients in microbatches, one after the other: less memory, the same sums.
 
-A loss is Σ w·error / Σ w, and its weights do not depend on the parameters. So microbatch i, with
-the sum W_i, counts W_i / Σ W: the mean over all noisy patches of the step, not a mean of means.
+A loss is Σ w·error / W, where the weights and their sum, or its expectation, W do not depend on the
+parameters. So microbatch i counts W_i / Σ W: the mean over all noisy patches of the step, not a
+mean of means.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from sora_jax.parallel.place import RANKS, constrain
 
-WEIGHT = "weight"  # among a loss's metrics: the sum of its weights
+WEIGHT = "weight"  # among a loss's metrics: what it was divided by
 
 
 def make_gradient(loss_fn: Callable, merge: Callable, *, steps: int, ranks: int) -> Callable:

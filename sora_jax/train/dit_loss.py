@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.diffusion.noise import segment_uniform, token_normal
-from sora_jax.diffusion.objective import mean_by_time, velocity_error, weighted_mean
+from sora_jax.diffusion.objective import mean_by_time, velocity_error, weighted_ratio
 from sora_jax.diffusion.path import interpolate
 from sora_jax.nn.gather import gather_rows
 from sora_jax.train.accumulate import WEIGHT
@@ -23,9 +23,9 @@ def level_times(times):
   return jnp.concatenate([jnp.zeros_like(times[:, :1]), times], axis=1)
 
 
-def patch_weights(batch):
-  """Loss weight of every slot [b,n]: its segment's weight at noisy patches, 0 elsewhere."""
-  weight = gather_rows(batch["segment_weight"][..., None], batch["segment"] - 1)[..., 0]
+def patch_weights(batch, segment_weight):
+  """Loss weight of every slot [b,n]: its segment's, of [b,s], at noisy patches, 0 elsewhere."""
+  weight = gather_rows(segment_weight[..., None], batch["segment"] - 1)[..., 0]
   noisy = (batch["level_index"] > 0) & (batch["token_index"] >= 0)
   return jnp.where(noisy, weight, 0.0)
 
@@ -45,15 +45,21 @@ def dit_errors(params, structure, batch, times, *, prediction, t_min, seed, atte
   x, e, z, t = noisy_patches(batch, times, seed)
   model = nnx.merge(structure, params)
   output = model(z, level_times(times), batch, attend=attend, remat=remat)
-  return velocity_error(prediction, output, x, e, z, t, t_min), patch_weights(batch), t
+  weight = patch_weights(batch, batch["segment_weight"])
+  return velocity_error(prediction, output, x, e, z, t, t_min), weight, t
 
 
 def make_dit_loss(structure, density, weighting, *, prediction, t_min, seed, attend, remat):
   """Builds `loss(params, frozen, batch) -> (loss, metrics)`.
 
-  The loss is Σ w‖v̂-v‖² / Σ w over the noisy patches of the global batch, w the weight of a patch's
-  segment times `weighting(t)`; `loss_by_t` and `weight_by_t` split it into ten equal bins of t.
+  The loss is Σ w·weighting(t)‖v̂-v‖² / Σ w·E[weighting(t)] over the noisy patches of the global
+  batch: w is the weight of a patch's segment, and the expectation is over the t that training draws
+  for segments of its size. So a step of a single segment weighs it as one of many does.
+  `loss_by_t` is the mean error in ten equal bins of t, `weight_by_t` the weight drawn in each.
   """
+
+  def expected_weights(batch):
+    return weighting.expected(density, batch["segment_tokens"].astype(jnp.float32))
 
   def loss(params, frozen, batch):
     del frozen  # token states come with the batch
@@ -70,16 +76,17 @@ def make_dit_loss(structure, density, weighting, *, prediction, t_min, seed, att
       remat=remat,
     )
     weight = weight * weighting(t)
+    expected = patch_weights(batch, batch["segment_weight"] * expected_weights(batch))
     by_time, weight_by_time = mean_by_time(error, weight, t, TIME_BINS)
     metrics = dict(loss_by_t=by_time, weight_by_t=weight_by_time)
-    return weighted_mean(error, weight), {**metrics, WEIGHT: jnp.sum(weight)}
+    return weighted_ratio(error, weight, expected), {**metrics, WEIGHT: jnp.sum(expected)}
 
   return loss
 
 
 def merge_by_time(metrics: dict, weights) -> dict:
   """The loss's metrics of a whole batch, of those of its microbatches [k,...]."""
-  del weights  # each bin of t has its own
+  del weights  # those expected: each bin of t has its own, as they were drawn
   weight = metrics["weight_by_t"]
   total = jnp.sum(weight, 0)
   summed = jnp.sum(jnp.where(weight > 0, weight * metrics["loss_by_t"], 0.0), 0)

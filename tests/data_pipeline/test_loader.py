@@ -107,7 +107,7 @@ def test_any_cursor_goes_on_with_the_same_stream(position):
 
 def write_folder(path, clips):
   held_out = set(clips.indices("held_out"))
-  with DatasetWriter(path, "latent", name="clips", shard_bytes=20_000, meta={}) as out:
+  with DatasetWriter(path, "latent", name="clips", shard_bytes=20_000, meta=clips.meta) as out:
     for row, record in enumerate(clips.records):
       f, h, w = record.latent.shape[:3]
       out.add(

@@ -20,6 +20,7 @@ def draw_segment(rng, shape, patch=(1, 1, 1), *, c=2, caption=3, k=None, **more)
     shape=shape,
     patch=patch,
     fps=8.0,
+    time_factor=4,
     text_ids=np.arange(1, caption + 1),
     text_states=None if k is None else rng.standard_normal((caption, k)),
     **more,
@@ -66,12 +67,18 @@ def test_a_side_that_the_patch_does_not_divide_is_named():
 
 
 @LIGHT
-@given(st.tuples(SIDES, SIDES, SIDES), st.tuples(SIDES, SIDES, SIDES), st.sampled_from([8.0, 30.0]))
-def test_positions_are_the_mean_over_the_pixels_that_a_patch_covers(sizes, patch, fps):
+@given(
+  st.tuples(SIDES, SIDES, SIDES),
+  st.tuples(SIDES, SIDES, SIDES),
+  st.sampled_from([8.0, 30.0]),
+  st.sampled_from([1, 2, 3, 4, 8]),
+)
+def test_positions_are_the_mean_over_the_pixels_that_a_patch_covers(sizes, patch, fps, factor):
   shape = tuple(a * b for a, b in zip(sizes, patch, strict=True))
-  positions = tokens.patch_positions(shape, patch, fps)
+  positions = tokens.patch_positions(shape, patch, fps, factor)
   assert positions.dtype == np.float32 and positions.shape == (np.prod(sizes), 4)
-  frames = [np.arange(max(4 * i - 3, 0), 4 * i + 1) for i in range(shape[0])]  # the contract
+  ends = [factor * i for i in range(shape[0])]  # the last frame that each latent covers
+  frames = [np.arange(0 if i == 0 else ends[i - 1] + 1, ends[i] + 1) for i in range(shape[0])]
   for token, (i, j, k) in enumerate(np.ndindex(*sizes)):
     seconds = np.mean([np.mean(frames[i * patch[0] + a]) for a in range(patch[0])]) / fps
     row = np.mean(np.arange(shape[1])[j * patch[1] : (j + 1) * patch[1]]) - (shape[1] - 1) / 2
@@ -79,9 +86,19 @@ def test_positions_are_the_mean_over_the_pixels_that_a_patch_covers(sizes, patch
     np.testing.assert_allclose(positions[token], [seconds, row, column, 0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ("factor", "last"), [(1, 8 / 8), (2, 7.5 / 8), (4, 6.5 / 8), (8, 4.5 / 8)]
+)
+def test_the_last_latent_of_nine_frames_sits_at_the_centre_of_its_own(factor, last):
+  latents = 1 + 8 // factor
+  seconds = tokens.latent_seconds(latents, 8.0, factor)
+  assert len(seconds) == latents and seconds[0] == 0.0
+  assert seconds[-1] == pytest.approx(last, abs=1e-12)
+
+
 def test_a_picture_is_centred_whatever_its_size():
   for shape in [(1, 4, 6), (3, 8, 2)]:
-    middle = tokens.patch_positions(shape, (1, 2, 2), 8.0)[:, 1:3].mean(axis=0)
+    middle = tokens.patch_positions(shape, (1, 2, 2), 8.0, 4)[:, 1:3].mean(axis=0)
     np.testing.assert_allclose(middle, 0, atol=1e-6)
 
 

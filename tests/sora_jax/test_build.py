@@ -93,7 +93,7 @@ def test_refuses_a_prediction_that_no_network_makes():
 def test_widths_come_from_latents_and_text():
   model = dict(width=64, depth=2, heads=2, mlp="gelu", mlp_ratio=4.0, dtype="float32")
   model |= dict(param_dtype="float32")
-  model |= dict(pooled_caption=True, zero_init=True, patch=(2, 3, 1))
+  model |= dict(pooled_caption=True, rotary_seconds=(2.0, 64.0), zero_init=True, patch=(2, 3, 1))
   config = ConfigDict(dict(model=model))
   text = describe(load_text_encoder("bytes", None))
   settings = dit_settings(config, latent_channels=5, text=text)

@@ -51,6 +51,7 @@ def segment(rng, shape: tuple, words: int, draw: int, **fields) -> Segment:
     shape=shape,
     patch=PATCH,
     fps=8.0,
+    time_factor=4,
     text_ids=rng.integers(1, 50, words),
     text_states=rng.normal(size=(words, STATES)).astype(np.float32),
     draw=draw,
@@ -77,10 +78,11 @@ def make_dit(attend_on):
   """(parameters, mesh -> loss, batch, rules, merge): every gate and the head are drawn."""
   settings: dict[str, Any] = dict(width=64, depth=2, heads=HEADS, mlp="swiglu", mlp_ratio=4.0)
   settings |= dict(dtype="float32", param_dtype="float32", patch_dim=12, pooled_caption=True)
+  settings |= dict(rotary_seconds=(2.0, 128.0))
   settings |= dict(state_width=STATES, vocabulary=50)
   structure, params = nnx.split(dit.DiT(**settings, zero_init=False, rngs=nnx.Rngs(0)))
   density = make_density(
-    name="logit_normal", mean=0.0, std=1.0, base_tokens=16, shift_exponent=0.5
+    name="logit_normal", mean=0.0, std=1.0, base_tokens=16, shift_exponent=0.5, max_shift=0.0
   )
   rest = dict(prediction="clean", t_min=0.05, seed=3, remat="attention")
   weighting = make_weighting(name="uniform", gamma=5.0)

@@ -44,10 +44,11 @@ CLIPS = 70
 class Clips:
   """A latent dataset in memory: the attributes of `Dataset` that the loader uses."""
 
-  def __init__(self, clips=CLIPS, seed=0, *, states=True):
+  def __init__(self, clips=CLIPS, seed=0, *, states=True, time_factor=4):
     rng = np.random.default_rng(seed)
     self.fingerprint = f"clips {clips} {seed}"
-    self.meta = {}
+    self.meta = {"time_factor": time_factor}
+    self.time_factor = time_factor
     self.latent_channels, self.tokenizers = 2, ("words",)
     self.state_widths = {"words": 3 if states else None}
     self.records = [self._record(rng, states) for _ in range(clips)]
@@ -66,6 +67,7 @@ class Clips:
     text_states = [rng.standard_normal((m, 3)).astype(ml_dtypes.bfloat16) for m in lengths]
     return SimpleNamespace(
       latent=rng.standard_normal(shape).astype(ml_dtypes.bfloat16),
+      frames=1 + self.time_factor * (int(shape[0]) - 1),
       fps=float(rng.choice([8, 24])),
       captions=["a caption"] * len(lengths),
       text_ids={"words": [rng.integers(1, 10**6, m).astype(np.int32) for m in lengths]},

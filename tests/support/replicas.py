@@ -18,6 +18,7 @@ from sora_jax.train.state import init_state, state_shardings  # noqa: E402
 
 MODEL = dict(patch_dim=16, width=64, depth=2, heads=4, mlp="swiglu", mlp_ratio=4.0, vocabulary=9)
 MODEL |= dict(state_width=0, pooled_caption=True, zero_init=False)
+MODEL |= dict(rotary_seconds=(2.0, 128.0))
 MODEL |= dict(dtype="float32", param_dtype="float32")
 
 

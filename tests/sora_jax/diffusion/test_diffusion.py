@@ -12,6 +12,10 @@ from sora_jax.diffusion.guidance import classifier_free_guidance
 from sora_jax.diffusion.noise import segment_uniform, token_normal
 from sora_jax.diffusion.samplers import integrate, time_grid
 
+SHIFTED = dict(
+  name="uniform", mean=0.0, std=1.0, base_tokens=64, shift_exponent=0.5, max_shift=0.0
+)
+
 
 @pytest.fixture
 def points(rng):
@@ -101,12 +105,12 @@ def test_logit_normal_density_is_scipys(rng):
 
 
 def test_shift_grows_with_tokens_and_keeps_the_ends():
-  density = time.make_density(name="uniform", mean=0, std=1, base_tokens=64, shift_exponent=0.5)
+  density = time.make_density(**SHIFTED)
   u = jnp.array([0.0, 0.5, 1.0])
   np.testing.assert_allclose(density(u, jnp.full(3, 64.0)), u)
   np.testing.assert_allclose(density(u, jnp.full(3, 256.0)), [0, 2 / 3, 1], rtol=1e-6)
   with pytest.raises(BadInput, match="density.name='cosine' is not one of"):
-    time.make_density(name="cosine", mean=0, std=1, base_tokens=64, shift_exponent=0.5)
+    time.make_density(**SHIFTED | dict(name="cosine"))
 
 
 def test_guidance_scale_convention():

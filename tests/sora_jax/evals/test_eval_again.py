@@ -53,6 +53,9 @@ def ask(clips, tmp_path, monkeypatch):
       sizes.append(size)
       return (np.zeros((2, 16, 16, 3), np.uint8) for _ in requests)
 
+    def choose_shift(self, settings, **size):
+      return settings.alpha
+
   def measure(step=4, weight=1.0, seed=0, samples=2, **given):
     sampler = dict(seconds=9.0, width=1, height=1, fps=1.0, steps=2, guidance=3.0)
     sampler |= dict(solver="euler", shift=1.0, rows=2)

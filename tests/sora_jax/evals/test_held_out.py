@@ -13,12 +13,14 @@ from sora_jax.attention.registry import segment_attention
 from sora_jax.build.evaluation import check_held_out, first_batches
 from sora_jax.build.run import build_schedule
 from sora_jax.diffusion.noise import token_normal
+from sora_jax.diffusion.time import make_weighting
 from sora_jax.evals.held_out import TIMES, make_held_out_loss, make_reconstruction_score
 from sora_jax.models.dit import DiT
 from sora_jax.train.dit_loss import make_dit_loss, patch_weights
 
 PATCH, SHAPES = (1, 2, 2), [(2, 2, 4), (1, 4, 4), (3, 2, 2)]
 ATTEND = segment_attention("xla")
+UNIFORM = make_weighting(name="uniform", gamma=5.0)
 SHARED = dict(prediction="velocity", t_min=0.05, seed=4, attend=ATTEND, remat="none")
 
 
@@ -30,6 +32,7 @@ def make_batch(seed: int, weights) -> dict:
       shape=shape,
       patch=PATCH,
       fps=8.0,
+      time_factor=4,
       text_ids=rng.integers(1, 20, 3 + i),
       weight=weight,
       draw=10 * seed + i,
@@ -55,7 +58,7 @@ def dit():
   settings = dict(patch_dim=12, width=32, depth=1, heads=2, mlp="gelu", mlp_ratio=2.0)
   settings |= dict(state_width=0, vocabulary=20, zero_init=False)
   settings |= dict(dtype="float32", param_dtype="float32")
-  settings |= dict(pooled_caption=True)
+  settings |= dict(pooled_caption=True, rotary_seconds=(2.0, 128.0))
   structure, shapes = nnx.split(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
   rng = np.random.default_rng(3)
   draw = lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
@@ -110,7 +113,7 @@ def test_is_the_error_by_hand(batches, score, dit, by_hand):
 
 def test_is_the_training_loss_at_fixed_t(dit, batches, score, by_hand):
   at = lambda u, tokens: jnp.full_like(u, TIMES[3])  # noqa: E731
-  loss = jax.jit(make_dit_loss(dit[0], at, jnp.ones_like, **SHARED))
+  loss = jax.jit(make_dit_loss(dit[0], at, UNIFORM, **SHARED))
   values = [float(loss(dit[1], {}, batch)[0]) for batch in batches]
   weights = [by_hand(batch, 0.0)[1] for batch in batches]
   expected = np.average(values, weights=weights)
@@ -123,17 +126,25 @@ def test_is_the_same_each_time_and_sees_the_parameters(dit, score):
   assert score(other)["held_out_loss"] != score(dit[1])["held_out_loss"]
 
 
+class ByBin:
+  """Weight 1 in the first tenth of t, 10 in the last: 5.5 in the mean over uniform t."""
+
+  def __call__(self, t):
+    return jnp.floor(10 * t) + 1
+
+  def expected(self, density, tokens):
+    return jnp.full_like(tokens, 5.5)
+
+
 def test_a_weighting_over_t_weighs_the_training_loss(dit, batches):
   density = lambda u, tokens: u  # noqa: E731
-  by_bin = lambda t: jnp.floor(10 * t) + 1  # noqa: E731
-  _, plain = jax.jit(make_dit_loss(dit[0], density, jnp.ones_like, **SHARED))(
-    dit[1], {}, batches[1]
-  )
-  loss, _ = jax.jit(make_dit_loss(dit[0], density, by_bin, **SHARED))(dit[1], {}, batches[1])
+  _, plain = jax.jit(make_dit_loss(dit[0], density, UNIFORM, **SHARED))(dit[1], {}, batches[1])
+  loss, _ = jax.jit(make_dit_loss(dit[0], density, ByBin(), **SHARED))(dit[1], {}, batches[1])
   means, weights = np.asarray(plain["loss_by_t"]), np.asarray(plain["weight_by_t"])
   full = weights > 0
   assert full.sum() > 1  # else any weighting gives the same
-  expected = np.average(means[full], weights=(weights * np.arange(1, 11))[full])
+  weighted = np.sum((means * weights * np.arange(1, 11))[full])
+  expected = weighted / (5.5 * weights.sum())  # not by the weights that these few t happen to have
   assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
@@ -144,7 +155,8 @@ def test_only_noisy_patches_weigh_and_as_their_segment_does():
     "level_index": jnp.array([[0, 0, 1, 2, 2, 0]]),  # a caption token, a given patch, noisy ones
     "token_index": jnp.array([[-1, 0, 1, 0, 1, -1]]),
   }
-  np.testing.assert_array_equal(patch_weights(batch), [[0, 0, 0.5, 3.0, 3.0, 0]])
+  weights = patch_weights(batch, batch["segment_weight"])
+  np.testing.assert_array_equal(weights, [[0, 0, 0.5, 3.0, 3.0, 0]])
 
 
 class Louder(nnx.Module):

@@ -11,12 +11,16 @@ from data_pipeline.tokens import Segment, pack_row, patchify, stack_rows
 from sora_jax.attention.registry import segment_attention
 from sora_jax.diffusion.noise import token_normal
 from sora_jax.diffusion.samplers import time_grid
+from sora_jax.diffusion.time import make_density
 from sora_jax.generate.sample import Caption, Sampler, Settings, Shape, slots_of_patches
 from sora_jax.models.dit import DiT
 
 PATCH, SHAPE, WIDTH, SEED = (1, 2, 2), Shape(2, 2, 4, 8.0), 6, 5
 PATCHES, PATCH_DIM = 4, 12  # 2·1·2 patches of 3 channels
 ATTEND = segment_attention("xla")
+DENSITY = make_density(
+  name="logit_normal", mean=0.5, std=1.0, base_tokens=1, shift_exponent=0.5, max_shift=12.0
+)
 DRAWS = (7, 2**40 + 3, 0)
 
 
@@ -43,7 +47,7 @@ def dit():
   settings = dict(patch_dim=PATCH_DIM, width=32, depth=2, heads=2, mlp="gelu", mlp_ratio=2.0)
   settings |= dict(state_width=WIDTH, vocabulary=50, zero_init=False)
   settings |= dict(dtype="float32", param_dtype="float32")
-  settings |= dict(pooled_caption=True)
+  settings |= dict(pooled_caption=True, rotary_seconds=(2.0, 128.0))
   structure, shapes = nnx.split(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
   rng = np.random.default_rng(3)
   draw = lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
@@ -56,9 +60,11 @@ def sampler(dit):
     *dit,
     patch=PATCH,
     latent_channels=3,
+    time_factor=4,
     state_width=WIDTH,
     prediction="velocity",
     t_min=0.05,
+    density=DENSITY,
     attend=ATTEND,
   )
 
@@ -69,6 +75,7 @@ def segment_alone(said: Caption | None, draw: int) -> Segment:
     shape=SHAPE[:3],
     patch=PATCH,
     fps=SHAPE.fps,
+    time_factor=4,
     text_ids=said.ids if said else np.zeros(0, np.int32),
     text_states=said.states if said else np.zeros((0, WIDTH), np.float32),
     draw=draw,
@@ -152,9 +159,11 @@ def oracle():
     *nnx.split(Oracle()),
     patch=PATCH,
     latent_channels=3,
+    time_factor=4,
     state_width=WIDTH,
     prediction="clean",
     t_min=0.05,
+    density=DENSITY,
     attend=ATTEND,
   )
 
@@ -208,7 +217,7 @@ def test_finds_the_patches_of_each_segment():
   "change, text",
   [
     (dict(guidance=float("inf")), "guidance=inf must be finite"),
-    (dict(alpha=0.0), "shift=0.0 must be positive"),
+    (dict(alpha=-1.0), "shift=-1.0 must be positive"),
     (dict(alpha=float("nan")), "shift=nan must be positive"),
     (dict(seed=-1), "seed=-1 is not between 0 and"),
     (dict(seed=2**32), "seed=4294967296 is not between 0 and"),

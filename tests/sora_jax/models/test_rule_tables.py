@@ -10,7 +10,7 @@ from sora_jax.parallel.rules import match_rule, named_leaves
 
 DIT = dict(
   patch_dim=8, width=32, depth=2, heads=2, mlp_ratio=4.0, zero_init=True,
-  dtype="float32", param_dtype="float32",
+  dtype="float32", param_dtype="float32", rotary_seconds=(2.0, 128.0),
 )
 
 

@@ -16,12 +16,15 @@ from sora_jax.nn.embed import CaptionPool, LevelEmbedding, sinusoidal
 from sora_jax.nn.gather import gather_rows
 from sora_jax.nn.rope import rotary_angles, rotary_frequencies, rotate
 
+SECONDS = (2.0, 128.0)  # shortest and longest period in time
+
 
 def test_rotary_scores_depend_on_relative_position_only():
   rng = np.random.default_rng(0)
   q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 32)), jnp.float32) for _ in range(2))
   here, there = (jnp.asarray(rng.normal(size=(1, 1, 4)), jnp.float32) for _ in range(2))
-  score = lambda a, b: jnp.sum(rotate(q, rotary_angles(a, 32)) * rotate(k, rotary_angles(b, 32)))  # noqa: E731
+  turned = lambda x, at: rotate(x, rotary_angles(at, 32, SECONDS))  # noqa: E731
+  score = lambda a, b: jnp.sum(turned(q, a) * turned(k, b))  # noqa: E731
   moved = jnp.array([3.0, -2.0, 5.0, 1.0])
   assert float(score(here, there)) == pytest.approx(
     float(score(here + moved, there + moved)), abs=1e-4
@@ -33,7 +36,7 @@ def test_rotary_is_a_complex_product():
   rng = np.random.default_rng(1)
   x = rng.normal(size=(1, 2, 1, 16)).astype(np.float32)
   position = rng.normal(size=(1, 2, 4)).astype(np.float32)
-  angles = np.asarray(rotary_angles(jnp.asarray(position), 16))
+  angles = np.asarray(rotary_angles(jnp.asarray(position), 16, SECONDS))
   turned = (x[..., :8] + 1j * x[..., 8:]) * np.exp(1j * angles)[:, :, None]
   expected = np.concatenate([turned.real, turned.imag], -1)
   np.testing.assert_allclose(
@@ -42,10 +45,10 @@ def test_rotary_is_a_complex_product():
 
 
 def test_each_pair_turns_with_one_axis():
-  table = rotary_frequencies(64)
+  table = rotary_frequencies(64, SECONDS)
   assert np.all(np.sum(table > 0, 0) == 1) and np.all(np.sum(table > 0, 1) == 8)
   with pytest.raises(BadInput, match="head_dim=36 is not a multiple of 8"):
-    rotary_frequencies(36)
+    rotary_frequencies(36, SECONDS)
 
 
 def test_gather_and_its_gradient_match_indexing():
@@ -82,7 +85,7 @@ def test_a_new_block_is_the_identity_only_with_zero_gates(zero_init):
   x = jax.random.normal(jax.random.key(0), (1, 6, 32))
   level, segment = jnp.zeros((1, 6), int), jnp.ones((1, 6), int)
   attend = lambda q, k, v: segment_attention("xla")(q, k, v, segment)  # noqa: E731
-  angles = rotary_angles(jnp.zeros((1, 6, 4)), 16)
+  angles = rotary_angles(jnp.zeros((1, 6, 4)), 16, SECONDS)
   y = make_block(zero_init)(x, jnp.zeros((1, 1, 192)), level, angles, attend, lambda f: f)
   assert bool(jnp.array_equal(x, y)) == zero_init
 
@@ -175,5 +178,5 @@ def test_pooled_caption_is_the_mean_over_the_segments_tokens():
 
 def test_angles_ask_for_full_precision():
   """Accelerators would otherwise round positions and frequencies to a few bits."""
-  traced = str(jax.make_jaxpr(lambda p: rotary_angles(p, 16))(jnp.zeros((1, 6, 4))))
+  traced = str(jax.make_jaxpr(lambda p: rotary_angles(p, 16, SECONDS))(jnp.zeros((1, 6, 4))))
   assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in traced.replace("\n", "")

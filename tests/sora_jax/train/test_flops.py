@@ -20,6 +20,7 @@ def segment(patches, caption):
     shape=(1, 1, patches),
     patch=(1, 1, 1),
     fps=8.0,
+    time_factor=4,
     text_ids=np.ones(caption, np.int32),
     text_states=np.zeros((caption, STATES), np.float32),
   )
@@ -58,6 +59,7 @@ def test_one_full_row_costs_what_xla_counts(mlp, pooled):
     state_width=STATES,
     vocabulary=0,
     pooled_caption=pooled,
+    rotary_seconds=(2.0, 128.0),
     dtype="float32",
     param_dtype="float32",
     zero_init=True,

@@ -66,7 +66,7 @@ def test_whatever_an_optimiser_keeps_of_a_parameter_lies_like_it(name, momentum,
   kept = {key: value for key, value in settings.items() if key not in SETTINGS}
   optimizer = make_optimizer(**kept, total_steps=10)
   model = dict(patch_dim=16, width=64, depth=2, heads=4, mlp="swiglu", mlp_ratio=4.0, vocabulary=9)
-  model |= dict(state_width=0, pooled_caption=True, zero_init=True)
+  model |= dict(state_width=0, pooled_caption=True, zero_init=True, rotary_seconds=(2.0, 128.0))
   model |= dict(dtype="float32", param_dtype="float32")
   make = lambda: nnx.state(DiT(**model, rngs=nnx.Rngs(0)))  # noqa: E731
   shapes = jax.eval_shape(lambda: init_state(make(), optimizer, ("ema", "0.1", "0.99")))
