@@ -94,7 +94,7 @@ def test_commands(sora, words, text):
     (["--prompt=x", "--fps=0"], "fps=0.0 must be positive"),
     (["--prompt=x", "--steps=0"], "steps=0 must be at least 1"),
     (["--prompt=x", "--solver=rk4"], "solver='rk4' is not one of ['euler', 'heun']"),
-    (["--prompt=x", "--shift=0"], "shift=0.0 must be positive"),
+    (["--prompt=x", "--shift=0"], "shift=0 must be positive (1 is none), or auto"),
     (["--prompt=x", "--guidance=nan"], "guidance=nan must be finite"),
     (["--prompt=x", "--crf=99"], "--crf=99 is not in 0 (best) to 51"),
     (["--prompt=x", "--step=3"], "weights: step 3 is not saved in"),

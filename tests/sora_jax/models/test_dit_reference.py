@@ -34,6 +34,7 @@ def make_model(case):
     dtype="float32",
     param_dtype="float32",
     zero_init=False,
+    rotary_seconds=tuple(np.load(GOLDEN)["seconds"].tolist()),
     rngs=nnx.Rngs(0),
     **cases.CASES[case],
   )
@@ -56,6 +57,7 @@ def make_batch(case):
       shape=clip.shape,
       patch=cases.PATCH,
       fps=clip.fps,
+      time_factor=4,
       text_ids=inputs["ids"],
       text_states=inputs["states"],
       given=first if clip.given else None,
