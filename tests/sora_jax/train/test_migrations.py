@@ -10,7 +10,7 @@ from experiments import common, demo, film
 from sora_jax.build.migrations import fill_in
 from sora_jax.train.migrations import ADDED, VERSION, migrate, show
 from sora_jax.train.resume import changes, check_config, flatten, told
-from sora_jax.train.weights import compare_origin
+from sora_jax.train.weights import Origin, compare_origin
 
 OLD = {
   "model.rotary_seconds": (0.5, 128.0),
@@ -103,5 +103,5 @@ def test_weights_of_other_rotary_periods_are_named(tmp_path):
   for name, model in (("a", {"name": "dit"}), ("b", {"name": "dit", "rotary_seconds": (2, 128)})):
     (tmp_path / name).mkdir()
     (tmp_path / name / "config.json").write_text(json.dumps({"model": model}))
-  (line,) = compare_origin(str(tmp_path / "a"), tmp_path / "b")
+  (line,) = compare_origin(Origin(str(tmp_path / "a"), None, "ema"), tmp_path / "b")
   assert "another range of rotary periods ([0.5, 128.0], here [2, 128])" in line
