@@ -43,7 +43,7 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
   named after the user's number.
   """
   if named := environment.get("XDG_CACHE_HOME"):
-    return Path(expand_home(named)) / "sora_jax"
+    return Path(os.path.expanduser(named)) / "sora_jax"
   home = environment.get("HOME") or os.path.expanduser("~")
   if home and home != "~":
     return Path(home) / ".cache" / "sora_jax"

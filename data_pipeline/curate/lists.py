@@ -17,6 +17,7 @@ from data_pipeline.curate.rows import Row, find_roles_of
 from data_pipeline.curate.side_cars import Words, read_words
 from data_pipeline.curate.types import Refused
 from data_pipeline.errors import BadInput
+from data_pipeline.paths import expand_home
 
 _PAGES = re.compile(r"https?://(?:[\w-]+\.)*(?:youtube\.com|youtu\.be|vimeo\.com)/", re.IGNORECASE)
 _TEXT_FILE = re.compile(r"[^\r\n]{1,400}\.(?:txt|caption)", re.IGNORECASE)
@@ -199,9 +200,12 @@ def _at(given: str, row: Row, files: _Files) -> Listed:
 
 
 def placed(given: str, folder: str) -> str:
-  """The path that a row means: relative ones start at the list."""
+  """The path that a row means: relative ones start at the list, and ~/ at home."""
   if storage.is_url(given):
     return storage.local(given)
+  if given.startswith("~/") and not storage.is_url(folder):
+    beside = os.path.join(folder, given)
+    return beside if os.path.lexists(beside) else expand_home(given)
   return f"{folder}/{given}" if storage.is_url(folder) else os.path.join(folder, given)
 
 

@@ -12,7 +12,6 @@ lists of times, as in HowTo100M ({"start": […], "end": […], "text": […]}).
 
 import dataclasses
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from data_pipeline.curate.spans import align, in_column, read_lists_of_times, re
 from data_pipeline.curate.types import Refused, Source, Span
 from data_pipeline.hashing import hash_text
 from data_pipeline.records import SPLITS
+from data_pipeline.text_lines import split_lines
 
 MOST_BYTES = 1 << 20
 ENDINGS = (".txt", ".json", ".caption", ".cap")
@@ -81,7 +81,7 @@ def parse(
   try:
     text = data.decode("utf-8-sig")
     if not name.lower().endswith(".json"):
-      return Words(tuple(line for line in map(_text, re.split("[\r\n]", text)) if line))
+      return Words(tuple(line for line in map(_text, split_lines(text)) if line))
     return _of_json(json.loads(text, object_pairs_hook=unique_keys), wanted, unused)
   except (ValueError, RecursionError) as error:
     raise Refused("bad_side_car", f"{name.rpartition('/')[2]}: {error}"[:200]) from error

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from data_pipeline.errors import BadInput
+from data_pipeline.text_lines import read_lines
 
 _FACTS = ("film", "attribution", "licence", "sha256")  # what the first line says
 
@@ -20,14 +21,11 @@ def read_captions(path: Path, sha256: str) -> dict:
     BadInput: no such file, a line of another form, or captions of another film.
   """
   try:
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in read_lines(path, "film: captions=") if line]
     facts = {name: str(lines[0][name]) for name in _FACTS}
     spans = [_read_span(line) for line in lines[1:]]
-  except OSError as error:
-    raise BadInput(
-      f"film: captions={path} cannot be read ({error.strerror}). Start in the project folder, or "
-      "name the file."
-    ) from error
+  except BadInput:
+    raise
   except (ValueError, TypeError, KeyError, IndexError) as error:
     raise BadInput(
       f"film: captions={path} has a line of another form ({error!r}). Each but the first holds "

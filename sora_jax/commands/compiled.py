@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import MutableMapping
-from pathlib import Path
+
+from data_pipeline.paths import cache_folder
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 LEAST_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
@@ -20,9 +21,9 @@ def keep_compiled(environment: MutableMapping[str, str] = os.environ) -> None:
     return
   environment.setdefault(LEAST_SECONDS, "0.3")
   if FOLDER in environment:
+    environment[FOLDER] = os.path.expanduser(environment[FOLDER])
     return
-  home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  folder = Path(home) / "sora_jax" / "xla"
+  folder = cache_folder(environment) / "xla"
   try:
     folder.mkdir(parents=True, exist_ok=True)
     writable = os.access(folder, os.W_OK)

@@ -1,7 +1,5 @@
 """`sora curate`: raw videos to clip records, other captions for them, and take-downs."""
 
-from pathlib import Path
-
 from data_pipeline.curate import tables
 from data_pipeline.curate.job import curate
 from data_pipeline.curate.new_captions import replacing_captions
@@ -10,8 +8,11 @@ from data_pipeline.curate.spool import Work
 from data_pipeline.curate.take_down import take_down
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import absolute, discard
+from data_pipeline.paths import expand_home
+from data_pipeline.text_lines import read_lines
 from sora_jax.commands.curate_summary import summarise
 from sora_jax.commands.options import make_parser
+from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import Meter, say
 
 
@@ -34,9 +35,10 @@ def parser():
   )
   p.add_argument(
     "--input",
+    type=path_option,
     help="folder, glob, url, CSV or JSONL list, WebDataset tars, or tfds:NAME[:SPLIT]",
   )
-  p.add_argument("--out", required=True, help="folder of the dataset")
+  p.add_argument("--out", type=path_option, required=True, help="folder of the dataset")
   p.add_argument("--workers", type=int, help="processes on this machine (default: one a core)")
   p.add_argument(
     "--append",
@@ -54,6 +56,7 @@ def parser():
   )
   p.add_argument(
     "--data",
+    type=path_option,
     action="append",
     default=[],
     metavar="LATENTS",
@@ -151,10 +154,7 @@ def _refuse(args, what: str, names: tuple[str, ...]) -> None:
 def _read_names(given: str) -> list[str]:
   """Sources apart by commas, or the lines of @FILE."""
   if given.startswith("@"):
-    try:
-      lines = Path(given[1:]).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-      raise BadInput(f"curate: --remove={given} cannot be read ({error.strerror}).") from error
+    lines = read_lines(expand_home(given[1:]), "curate: --remove=@")
   else:
     lines = given.split(",")
   names = [name.strip() for name in lines if name.strip()]

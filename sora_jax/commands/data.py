@@ -17,6 +17,7 @@ from data_pipeline.writer import DatasetWriter
 from sora_jax.commands.config_files import shipped_file
 from sora_jax.commands.curate_summary import summarise
 from sora_jax.commands.options import make_parser
+from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import Meter, say, track
 
 SHARD_BYTES = 2**28
@@ -33,7 +34,7 @@ def parser():
     """,
     config=True,
   )
-  p.add_argument("--out", required=True, help="folder of the dataset")
+  p.add_argument("--out", type=path_option, required=True, help="folder of the dataset")
   return p
 
 

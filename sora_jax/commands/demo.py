@@ -17,6 +17,7 @@ from sora_jax import __version__
 from sora_jax.commands.config_files import INSTALLED
 from sora_jax.commands.entry import run_command
 from sora_jax.commands.options import make_folder, make_parser
+from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import say
 from sora_jax.evals.report import write_report
 from sora_jax.generate.media import grid, read_mp4, replacing, strip, write_mp4, write_png
@@ -33,7 +34,7 @@ def parser():
     "Builds data, trains a VAE and a DiT, samples, scores and reports. Run again, it continues.",
     "sora demo --out=runs/demo",
   )
-  p.add_argument("--out", required=True, help="folder of the demo")
+  p.add_argument("--out", type=path_option, required=True, help="folder of the demo")
   return p
 
 

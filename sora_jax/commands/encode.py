@@ -11,6 +11,7 @@ from data_pipeline.renditions import Rule, read_rules
 from sora_jax.commands.caption_limits import LONG_CAPTIONS
 from sora_jax.commands.encode_job import SHARD_BYTES, EncodeJob
 from sora_jax.commands.options import make_parser
+from sora_jax.commands.paths import path_option
 from sora_jax.models.frozen_vae import FrozenVAE, load_frozen_vae
 from sora_jax.models.text.encoder import TextEncoder
 from sora_jax.models.text.registry import load_text_encoder
@@ -52,7 +53,7 @@ def parser() -> EncodeParser:
 
 
 def add_options(p) -> None:
-  p.add_argument("--workdir", required=True, help="finished run of a VAE")
+  p.add_argument("--workdir", type=path_option, required=True, help="finished run of a VAE")
   p.add_argument(
     "--text",
     default="minilm",
@@ -60,7 +61,9 @@ def add_options(p) -> None:
     "the first, or that of data.text (default: minilm)",
   )
   p.add_argument(
-    "--text-folder", help="folder with the files of a single encoder; default: its package"
+    "--text-folder",
+    type=path_option,
+    help="folder with the files of a single encoder; default: its package",
   )
   p.add_argument(
     "--states",
@@ -69,8 +72,8 @@ def add_options(p) -> None:
     help="store the states of caption tokens, not only their ids (default: yes); sora train needs "
     "those of minilm",
   )
-  p.add_argument("--data", required=True, help="dataset of clip records")
-  p.add_argument("--out", required=True, help="folder of the latent dataset")
+  p.add_argument("--data", type=path_option, required=True, help="dataset of clip records")
+  p.add_argument("--out", type=path_option, required=True, help="folder of the latent dataset")
   p.add_argument(
     "--rows",
     type=int,

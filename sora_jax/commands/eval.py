@@ -14,6 +14,7 @@ from data_pipeline.records import ClipRecord
 from data_pipeline.video import as_frames
 from data_pipeline.worlds import judge
 from sora_jax.commands.options import make_folder, make_parser
+from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import say, track
 from sora_jax.commands.run import open_run
 from sora_jax.commands.sample import SHIFT_HELP, choose_settings, read_shift
@@ -36,13 +37,18 @@ def parser():
     "Scores a run. adherence: samples captions of unseen clips and judges the decoded files.",
     "sora eval --workdir=runs/demo/dit --suite=adherence --data=runs/demo/clips --samples=96",
   )
-  p.add_argument("--workdir", required=True, help="run of a DiT")
+  p.add_argument("--workdir", type=path_option, required=True, help="run of a DiT")
   p.add_argument("--suite", required=True, choices=["adherence"], help="what to measure")
   p.add_argument(
-    "--data", required=True, help="clip records of a generated world: captions and truth"
+    "--data",
+    type=path_option,
+    required=True,
+    help="clip records of a generated world: captions and truth",
   )
   p.add_argument("--samples", type=int, default=96, help="of each group (default 96)")
-  p.add_argument("--out", help="folder for videos and scores; default: WORKDIR/eval/SUITE-STEP")
+  p.add_argument(
+    "--out", type=path_option, help="folder for videos and scores; default: WORKDIR/eval/SUITE-STEP"
+  )
   p.add_argument("--step", type=int, help="checkpoint; default: the newest")
   p.add_argument("--weights", default="ema", help="ema (default), params, or ema:DECAY")
   p.add_argument("--shift", type=read_shift, metavar="auto|NUMBER", help=SHIFT_HELP)

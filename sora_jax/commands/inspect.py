@@ -12,6 +12,7 @@ from sora_jax.commands.inspect_data import describe_dataset, print_dataset
 from sora_jax.commands.inspect_page import write_dataset_page
 from sora_jax.commands.inspect_run import describe_run, print_goodput
 from sora_jax.commands.options import make_parser
+from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import say
 
 
@@ -29,8 +30,8 @@ def parser():
     """,
   )
   where = p.add_mutually_exclusive_group(required=True)
-  where.add_argument("--workdir", help="run of sora train")
-  where.add_argument("--data", help="dataset of clip or latent records")
+  where.add_argument("--workdir", type=path_option, help="run of sora train")
+  where.add_argument("--data", type=path_option, help="dataset of clip or latent records")
   p.add_argument("--step", type=int, help="checkpoint of --workdir; default: the newest")
   p.add_argument(
     "--slots", type=int, default=0, help="token slots a row: also packs the train split"
@@ -66,12 +67,15 @@ def parser():
     "--text", default="", help="text encoder whose caption tokens are packed (default: the first)"
   )
   what = p.add_mutually_exclusive_group()
-  what.add_argument("--html", help="file: also writes a page of histograms and a contact sheet")
+  what.add_argument(
+    "--html", type=path_option, help="file: also writes a page of histograms and a contact sheet"
+  )
   what.add_argument(
     "--clips", action="store_true", help="instead prints a JSON line a clip on stdout"
   )
   what.add_argument(
     "--export",
+    type=path_option,
     metavar="FOLDER",
     help="instead writes clips as lossless video (H.264 of RGB in MP4; latents decoded), and "
     "manifest.jsonl",

@@ -11,6 +11,7 @@ import yaml
 from data_pipeline.errors import BadInput
 from sora_jax.commands.entry import COMMANDS
 from sora_jax.commands.options import Parser, add_verbose, make_folder, make_parser
+from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import say
 from sora_jax.launch import gke, slurm, tpu_vm
 from sora_jax.launch.gang import Devices
@@ -162,10 +163,12 @@ def add_slurm(p: Parser) -> None:
   add_max_restarts(p, 10, "after failures in a row")
   p.add_argument("--setup", default="", help="shell line before, as 'source .venv/bin/activate'")
   p.add_argument(
-    "--output", default="sora-%j.log", help="of all tasks, in a folder that is made"
-    " (default sora-%%j.log)",
+    "--output", type=path_option, default="sora-%j.log",
+    help="of all tasks, in a folder that is made (default sora-%%j.log)",
   )  # fmt: skip
-  p.add_argument("--script", default="sora.sbatch", help="file to write (default sora.sbatch)")
+  p.add_argument(
+    "--script", type=path_option, default="sora.sbatch", help="file to write (default sora.sbatch)"
+  )
   p.add_argument("--dry-run", action="store_true", help="writes the script and submits nothing")
 
 
@@ -201,7 +204,7 @@ def add_gke(p: Parser) -> None:
     "--secret", action="append", default=[], metavar="NAME",
     help="Kubernetes secret whose entries become environment variables",
   )  # fmt: skip
-  p.add_argument("--out", default="", help="file of the manifest (default: stdout)")
+  p.add_argument("--out", type=path_option, help="file of the manifest (default: stdout)")
 
 
 def run_gke(args, command: list[str]) -> dict:

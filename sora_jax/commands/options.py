@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from data_pipeline.errors import BadInput
 from sora_jax.commands.config_files import resolve_config
+from sora_jax.commands.paths import expand_settings
 
 
 def make_parser(command: str, does: str, example: str, *, config: bool = False, beam: bool = False):
@@ -122,6 +123,7 @@ def load_config(words: list[str]):
   try:
     values(["sora", *words])
     _check_tuples(holder.value, words, path)
+    expand_settings(holder.value)
     return holder.value
   except BadInput:
     raise

@@ -6,6 +6,8 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from data_pipeline.paths import cache_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("sora_jax", "data_pipeline")
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-pjrt", "jax-cuda12-pjrt", "flax", "optax")
@@ -21,8 +23,7 @@ def cache_file(config: dict, topology: str) -> Path:
   facts |= {name: _version(name) for name in COMPILERS}
   facts |= {name: os.environ.get(name, "") for name in FLAGS}
   key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(home) / "sora_jax" / "plans" / f"{key}.json"
+  return cache_folder() / "plans" / f"{key}.json"
 
 
 def _version(package: str) -> str:

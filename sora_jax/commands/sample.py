@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 
 from data_pipeline.errors import BadInput
+from data_pipeline.text_lines import read_lines
 from sora_jax.commands.options import make_folder, make_parser
+from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import track
 from sora_jax.commands.run import open_run
 from sora_jax.generate.media import check_writable, write_mp4
@@ -24,12 +26,19 @@ def parser():
     sora sample --workdir=runs/demo/dit --prompts=prompts.txt --out=new/ --seconds=0.6 --size=48x32
     """,
   )
-  p.add_argument("--workdir", required=True, help="run of a DiT")
+  p.add_argument("--workdir", type=path_option, required=True, help="run of a DiT")
   what = p.add_mutually_exclusive_group(required=True)
   what.add_argument("--prompt", help="caption of the video")
-  what.add_argument("--prompts", metavar="FILE", help="a caption a line; --out is then a folder")
+  what.add_argument(
+    "--prompts", type=path_option, metavar="FILE", help="a caption a line; --out is then a folder"
+  )
   p.add_argument("--negative-prompt", default="", help="caption to guide away from")
-  p.add_argument("--out", required=True, help="MP4 file, or with --prompts a folder for 0000.mp4 …")
+  p.add_argument(
+    "--out",
+    type=path_option,
+    required=True,
+    help="MP4 file, or with --prompts a folder for 0000.mp4 …",
+  )
   how = p.add_argument_group("size and sampler", "what is not given is the run's config.sample")
   how.add_argument("--seconds", type=float, help="length; 0 makes a single frame")
   how.add_argument("--size", metavar="WxH", help="pixels")
@@ -80,13 +89,8 @@ def read_prompts(args) -> list[str]:
   """The prompt, or the lines of the prompt file that are not empty."""
   if args.prompt is not None:
     return [args.prompt]
-  try:
-    text = Path(args.prompts).read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise BadInput(
-      f"sample: --prompts={args.prompts} cannot be read ({error}). Name a text file."
-    ) from error
-  prompts = [line.strip() for line in text.splitlines() if line.strip()]
+  lines = read_lines(args.prompts, "sample: --prompts=")
+  prompts = [line.strip() for line in lines if line.strip()]
   if not prompts:
     raise BadInput(
       f"sample: --prompts={args.prompts} has no line with a caption. Write one a line."

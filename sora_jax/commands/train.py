@@ -26,6 +26,7 @@ from sora_jax.build.vae import clips_of, vae_task
 from sora_jax.commands.data import make_world
 from sora_jax.commands.encode import encode_dataset
 from sora_jax.commands.options import make_folder, make_parser
+from sora_jax.commands.paths import dataset_paths, path_option
 from sora_jax.commands.progress import say, track
 from sora_jax.generate.encode import encode_clips
 from sora_jax.models.frozen_vae import (
@@ -64,7 +65,12 @@ def parser():
     """,
     config=True,
   )
-  p.add_argument("--workdir", required=True, help="folder or URL of the run, for all processes")
+  p.add_argument(
+    "--workdir",
+    type=path_option,
+    required=True,
+    help="folder or URL of the run, for all processes",
+  )
   p.add_argument(
     "--coordinator",
     default="",
@@ -229,8 +235,8 @@ def describe_devices(config, mesh) -> str:
 def open_data(config, workdir: Path, *, kind: str) -> list[Dataset]:
   """The datasets of `config.data.path`; if empty, one made in the workdir by `config.world`."""
   if config.data.path:
-    paths = config.data.path.split(",") if kind == "latent" else [config.data.path]
-    return [Dataset.open(path.strip(), kind=kind) for path in paths]
+    paths = dataset_paths(config.data.path) if kind == "latent" else [config.data.path]
+    return [Dataset.open(path, kind=kind) for path in paths]
   world, made = (config.world.to_dict(), workdir / "data" / "clips"), []
   hosts.first_does("data", lambda: made.append(make_world(*world)), seconds=PREPARE_SECONDS)
   clips = made[0] if made else make_world(*world)  # which is there

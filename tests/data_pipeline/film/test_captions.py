@@ -62,7 +62,7 @@ def test_refuses_a_file_that_is_not_there_or_no_json(tmp_path):
   with pytest.raises(BadInput, match="cannot be read .No such file"):
     read_captions(tmp_path / "c.jsonl", "ab")
   (tmp_path / "c.jsonl").write_bytes(b"\xff{")
-  with pytest.raises(BadInput, match="line of another form"):
+  with pytest.raises(BadInput, match="is not text in UTF-8"):
     read_captions(tmp_path / "c.jsonl", "ab")
 
 

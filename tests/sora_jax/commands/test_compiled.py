@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import tempfile
 
+from sora_jax.commands import plan_cache
 from sora_jax.commands.compiled import FOLDER, LEAST_SECONDS, keep_compiled
 
 PROGRAM = """
@@ -42,6 +44,19 @@ def test_what_the_user_set_stays():
   environment = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
   keep_compiled(environment)
   assert FOLDER not in environment
+
+
+def test_a_home_that_is_not_known_costs_nothing(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  environment = {FOLDER: "~/programs"}
+  keep_compiled(environment)
+  assert environment[FOLDER] == str(tmp_path / "home" / "programs")
+  monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user without an entry
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  environment = {}
+  keep_compiled(environment)
+  assert environment[FOLDER] == f"{tmp_path}/sora_jax-{os.getuid()}/xla"
+  assert plan_cache.cache_file({}, "v5e:1").is_absolute()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
