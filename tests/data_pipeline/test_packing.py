@@ -78,6 +78,10 @@ def test_the_fingerprint_sees_everything():
     plan(columns, config=dataclasses.replace(SMALL, slots=128)),
     plan({**columns, "caption_tokens": columns["caption_tokens"] % 8}),
   ]
+  for name in ("offsets", "pool", "record", "caption", "patches", "caption_tokens"):
+    column = getattr(base, name).copy()
+    column[-1] += 1
+    others.append(dataclasses.replace(base, **{name: column}))  # whatever it was a function of
   assert len({made.fingerprint() for made in [base, *others]}) == len(others) + 1
 
 
