@@ -66,6 +66,15 @@ def test_the_same_in_any_order_of_calls(clips, seed):
   assert forward == backward[::-1]
 
 
+def test_bins_are_numbered_without_gaps():
+  one = np.array([3])
+  assert bins.pack(one, one, slots=8, caption_slots=4, segments=2, rows=4).tolist() == [0]
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, 30, 50)
+  found = bins.pack(lengths, np.ones(50, int), slots=64, caption_slots=9, segments=4, rows=5)
+  assert np.array_equal(np.unique(found), np.arange(found.max() + 1))
+
+
 def test_the_fingerprint_sees_everything():
   columns = make_columns(100)
   base = plan(columns)
@@ -82,6 +91,8 @@ def test_the_fingerprint_sees_everything():
     column = getattr(base, name).copy()
     column[-1] += 1
     others.append(dataclasses.replace(base, **{name: column}))  # whatever it was a function of
+  named = dict(seed=5, stage=1, epoch=2, window=0)
+  assert plan(columns, dataset="a", **named).identity == {"datasets": [["a", 1.0, []]], **named}
   assert len({made.fingerprint() for made in [base, *others]}) == len(others) + 1
 
 

@@ -108,6 +108,23 @@ def test_a_long_permutation_looks_random():
   assert len(np.unique(far)) == 1000 and 0 <= far.min() and far.max() < 2**40
 
 
+def test_permutations_are_the_same_as_ever():
+  """A golden: others would continue old runs on other data. Raise packing.VERSION then."""
+  assert hashing.permuted(10, 0, 5, 1, 2).tolist() == [5, 3, 4, 6, 2]
+  long = hashing.permuted(2**20 + 1, 0, 5, 1, 2)
+  assert long.tolist() == [589580, 443395, 699429, 928726, 655933]
+
+
+def test_uniform_numbers_fill_the_unit_interval():
+  """53 bits of each hash: mean 1/2, variance 1/12, and the last bit is used."""
+  numbers = hashing.uniform(1, np.arange(40_000))
+  assert 0 <= numbers.min() < 1e-3 and 1 - 1e-3 < numbers.max() < 1
+  assert numbers.mean() == pytest.approx(1 / 2, abs=4 / np.sqrt(12 * 40_000))
+  assert numbers.var() == pytest.approx(1 / 12, abs=2e-3)
+  lowest = (numbers * 2.0**53).astype(np.uint64) & np.uint64(1)
+  assert lowest.mean() == pytest.approx(1 / 2, abs=0.01)
+
+
 def test_a_slice_outside_is_refused():
   with pytest.raises(ValueError, match=r"start=3, stop=11 is no slice of size=10"):
     hashing.permuted(10, 3, 11, 0)
