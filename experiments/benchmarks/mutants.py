@@ -70,7 +70,8 @@ class Copy:
   """
 
   def __init__(self, root: Path, *, seconds: float, cache: Path | None):
-    self._root, self._from, self._seconds = Path(tempfile.mkdtemp(prefix="mutants-")), root, seconds
+    self._root, self._seconds = Path(tempfile.mkdtemp(prefix="mutants-")), seconds
+    self._whole: dict[str, bytes] = {}  # by path: what a file was before it was changed
     for top in root.iterdir():
       if top.name in COPIED:
         ignored = shutil.ignore_patterns("__pycache__")
@@ -89,11 +90,13 @@ class Copy:
 
   def put(self, path: str, text: str) -> None:
     """Changes a file."""
+    self._whole.setdefault(path, (self._root / path).read_bytes())
     (self._root / path).write_text(text, "utf-8")
 
   def restore(self, path: str) -> None:
     """Takes a change back."""
-    shutil.copy2(self._from / path, self._root / path)
+    if path in self._whole:
+      (self._root / path).write_bytes(self._whole[path])
 
   def test(self, arguments: Sequence[str]) -> tuple[int, str]:
     """Runs pytest up to the first failure: its exit code and output; 124 where it took too long."""
