@@ -32,17 +32,15 @@ def describe_run(workdir, step: int | None = None) -> dict:
       raise BadInput(
         f"inspect: --workdir={workdir} holds no finished checkpoint. Let sora train save one first."
       )
-    step = max(saved) if step is None else step
-    if step not in saved:
+    found = checkpoints.look(step, lambda number: _read(checkpoints, number))
+    if found is None:
       raise BadInput(f"inspect: --step={step} is not saved in {folder}, which has {saved}.")
-    progress, run = checkpoints.describe(step)
-    further = [f"averages/{decay}" for decay in checkpoints.averages(step)]
-    state = checkpoints.read(step, parts=(*STORED, *further))
+    progress, run, further, state = found
   run["config"], line = migrate(run["config"], f"inspect: the config of --workdir={workdir}")
   if line:
     say(line)
   return {
-    "step": step,
+    "step": int(state["step"]),
     **progress._asdict(),
     **state_hashes(state),
     "averages_sha256": {part.split("/")[1]: tree_sha256(state[part]) for part in further},
@@ -50,6 +48,12 @@ def describe_run(workdir, step: int | None = None) -> dict:
     **run,
     "goodput": goodput(opened),
   }
+
+
+def _read(checkpoints: Checkpoints, step: int) -> tuple:
+  progress, run = checkpoints.describe(step)
+  further = [f"averages/{decay}" for decay in checkpoints.averages(step)]
+  return progress, run, further, checkpoints.read(step, parts=(*STORED, *further))
 
 
 def print_goodput(found: dict) -> None:

@@ -46,21 +46,26 @@ def read_weights(origin: Origin) -> tuple[dict[str, Any], int]:
   if not folder.is_dir():
     raise BadInput(f"weights: {source!r} is no run with checkpoints. Give the folder of one.")
   with Checkpoints(folder, read_only=True) as checkpoints:
-    latest = checkpoints.latest_step()
-    if latest is None or (step is not None and not (folder / str(step)).is_dir()):
-      raise BadInput(f"weights: step {step} is not saved in {folder} (newest: {latest}).")
-    found = latest if step is None else step
-    part = f"averages/{decay}" if decay else kind
-    kept = checkpoints.averages(found)
-    weights = {} if decay and decay not in kept else checkpoints.read(found, parts=(part,))[part]
-    if not weights and not decay:
-      raise BadInput(
-        f"weights: {source!r} keeps no average of its parameters. Give 'params' instead of 'ema'."
-      )
-    if not weights:
-      names = ["ema", *(f"ema:{other}" for other in kept)]
-      raise BadInput(f"weights: {which!r} is not in {source!r}, which keeps {names}.")
-    return named_leaves(weights), found
+    found = checkpoints.look(step, lambda number: (_read(checkpoints, number, origin), number))
+    if found is None:
+      saved, asked = checkpoints.all_steps(), "a checkpoint" if step is None else f"step {step}"
+      raise BadInput(f"weights: {asked} is not saved in {folder}, which has {saved}.")
+    return found
+
+
+def _read(checkpoints: Checkpoints, step: int, origin: Origin) -> dict[str, Any]:
+  kind, _, decay = origin.which.partition(":")
+  part = f"averages/{decay}" if decay else kind
+  kept = checkpoints.averages(step)
+  weights = {} if decay and decay not in kept else checkpoints.read(step, parts=(part,))[part]
+  if not weights and not decay:
+    raise BadInput(
+      f"weights: {origin.run!r} keeps no average of its parameters. Give 'params', not 'ema'."
+    )
+  if not weights:
+    names = ["ema", *(f"ema:{other}" for other in kept)]
+    raise BadInput(f"weights: {origin.which!r} is not in {origin.run!r}, which keeps {names}.")
+  return named_leaves(weights)
 
 
 def replace_params(params, weights: dict[str, Any], source: str):

@@ -176,7 +176,7 @@ def test_other_weights_are_read_once(trained, tmp_path):
 @pytest.mark.parametrize(
   "source, step, which, text",
   [
-    ("{}", 3, "ema", r"weights: step 3 is not saved in .*checkpoints \(newest: 4\)"),
+    ("{}", 3, "ema", r"weights: step 3 is not saved in .*checkpoints, which has \[.*4\]"),
     ("{}@3", None, "ema", "@3' is no run with checkpoints. Give the folder of one"),
     ("{}@2", None, "ema", r"run: .*@2 is none, but .*@host has a step 2.*--step=2, or init_step=2"),
     ("{}@last", None, "ema", "is no run with checkpoints"),
