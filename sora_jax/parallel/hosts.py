@@ -19,18 +19,18 @@ from jax._src import clusters, xla_bridge
 from jax._src.distributed import global_state
 
 from data_pipeline.errors import BadInput
-from sora_jax.parallel import heartbeat
+from sora_jax.parallel import heartbeat, joining
+from sora_jax.parallel.joining import Joining, LostPeer
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _LOST = ("Gloo", "NCCL", "coordination service", "Connection closed by peer", "heartbeat")
 _ALONE = 10**6  # seconds: a process of its own may be stopped and continued at any time
+_TOLD = (
+  ". The environment (Slurm, Cloud TPU, Open MPI) says so; to run alone: JAX_NUM_PROCESSES=1"
+  " JAX_PROCESS_ID=0 JAX_COORDINATOR_ADDRESS=127.0.0.1:8476"
+)
+_joined = False
 _counts: dict[str, int] = {}  # name -> times that this process has met under it
-
-
-class LostPeer(Exception):
-  """Another process is gone, or does not come."""
-
-  exit_code = 1
 
 
 class Left(LostPeer):
@@ -63,20 +63,42 @@ def initialize(
     BadInput: half of it is given, or what is no address or number.
     LostPeer: the others did not come.
   """
+  global _joined  # noqa: PLW0603 (one process, one run)
   if jax.distributed.is_initialized():
+    _joined = True
     return
-  given = _given(coordinator, processes, process) or _detect(start_seconds)
+  given = _given(coordinator, processes, process)
+  found = given or _detect(start_seconds)
   if xla_bridge.backends_are_initialized():
-    if given and given[1] > 1:
+    if found and found[1] > 1:
       raise RuntimeError("hosts: initialize comes before the first use of a device.")
     return  # a library's or a test's process, which has its devices already: alone
-  address, count, number, devices = given or (f"127.0.0.1:{heartbeat.free_port()}", 1, 0, None)
+  address, count, number, devices = found or (f"127.0.0.1:{heartbeat.free_port()}", 1, 0, None)
   # Signals are noted by `train.stop`, and agreed on here: JAX's handler would swallow them.
   jax.config.update("jax_enable_preemption_service", False)
-  if count > 1:
+  bind = bind_address(address, count) if number == 0 else None
+  status = Joining(number, count, address)
+
+  def join() -> None:
+    if number:
+      joining.call(status)
+    else:
+      joining.gather(status, str(bind))
+    if not status.is_over.is_set():
+      _join(address, count, number, devices, bind, silence_seconds)
+
+  if count == 1:
+    _join(address, 1, 0, devices, bind, _ALONE)
+  else:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  if number:
-    _wait_for_coordinator(address, number, count, start_seconds)
+    heartbeat.tell_place("joining")
+    joining.wait_for(join, status, start_seconds, "" if given else _TOLD)
+  _joined = True
+  share("hosts", socket.gethostname(), seconds=start_seconds)
+
+
+def _join(address: str, count: int, number: int, devices, bind, silence_seconds: float) -> None:
+  """Lets JAX join processes that are all there."""
   try:
     jax.distributed.initialize(
       address,
@@ -84,17 +106,15 @@ def initialize(
       number,
       local_device_ids=devices,
       cluster_detection_method="deactivate",
-      initialization_timeout=max(1, round(start_seconds)),
-      heartbeat_timeout_seconds=max(1, round(silence_seconds)) if count > 1 else _ALONE,
-      coordinator_bind_address=bind_address(address, count) if number == 0 else None,
+      initialization_timeout=_ALONE,  # never over: JAX would end the process without a word
+      heartbeat_timeout_seconds=max(1, round(silence_seconds)),
+      coordinator_bind_address=bind,
     )
   except RuntimeError as error:
-    reason = str(error).split("\n")[0]
     raise LostPeer(
-      f"hosts: process {number} of {count} found no coordinator at {address} within"
-      f" {start_seconds:.0f} s, or not all came ({reason}). Look at the log of process 0."
+      f"hosts: process {number} of {count} could not join at {address}"
+      f" ({str(error).splitlines()[0]}). Look at the log of process 0."
     ) from error
-  share("hosts", socket.gethostname(), seconds=start_seconds)
 
 
 @contextlib.contextmanager
@@ -112,27 +132,6 @@ def naming_lost_peers() -> Iterator[None]:
     ) from error
 
 
-def _wait_for_coordinator(address: str, number: int, processes: int, seconds: float) -> None:
-  """Until someone listens there: what JAX does when nobody comes ends the process without a word.
-
-  Raises:
-    LostPeer: nobody does.
-  """
-  host, _, port = address.rpartition(":")
-  end = time.monotonic() + seconds
-  while True:
-    try:
-      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-      return
-    except OSError as error:
-      if time.monotonic() > end:
-        raise LostPeer(
-          f"hosts: process {number} of {processes} found no coordinator at {address} within"
-          f" {seconds:.0f} s ({error}). Look at the log of process 0."
-        ) from error
-      time.sleep(0.2)
-
-
 def _given(coordinator: str, processes: int, process: int) -> tuple | None:
   """What flags say, else the variables; None where neither says anything."""
   words = [coordinator, str(processes) if processes else "", str(process) if process >= 0 else ""]
@@ -148,18 +147,39 @@ def _given(coordinator: str, processes: int, process: int) -> tuple | None:
       f"hosts: {source} are {', '.join(map(repr, words))}. Give HOST:PORT of process 0, the number"
       " of processes, and this one's from 0 on."
     )
-  devices = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
-  local = [int(number) for number in devices.split(",")] if devices else None
-  return words[0], int(words[1]), int(words[2]), local
+  return words[0], int(words[1]), int(words[2]), _local_devices()
+
+
+def _local_devices() -> list[int] | None:
+  """Devices of this process, as JAX_LOCAL_DEVICE_IDS says; None where it does not."""
+  words = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
+  if not words:
+    return None
+  try:
+    return [int(word) for word in words.split(",")]
+  except ValueError:
+    text = f"hosts: JAX_LOCAL_DEVICE_IDS={words!r} are no numbers. Set it as 0,1."
+    raise BadInput(text) from None
 
 
 def _detect(seconds: float) -> tuple | None:
-  """What Slurm, Cloud TPU, GKE or Open MPI say, as JAX reads them; None without any of them."""
-  local = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
-  devices = [int(number) for number in local.split(",")] if local else None
-  found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-    os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, devices, None, round(seconds)
-  )
+  """What Slurm, Cloud TPU, GKE or Open MPI say, as JAX reads them; None without any of them.
+
+  Raises:
+    LostPeer: the name of process 0's machine is not known.
+  """
+  devices, status = _local_devices(), Joining(-1, 0, "in its network")
+  status.waits = "the name of process 0's machine"
+
+  def detect() -> tuple:
+    try:
+      return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, devices, None, round(seconds)
+      )
+    except RuntimeError as error:
+      raise LostPeer(f"hosts: {error}. Look whether process 0 was started.") from error
+
+  found = joining.wait_for(detect, status, seconds + 10)
   return None if None in found[:3] else found
 
 
@@ -213,7 +233,7 @@ def count() -> int:
 
 def is_joined() -> bool:
   """Whether this process has joined a run."""
-  return jax.distributed.is_initialized()
+  return _joined
 
 
 def is_first() -> bool:

@@ -14,8 +14,9 @@ found = {"first": hosts.is_first(), "numbers": hosts.share("n", me, seconds=30)}
 found["once"] = hosts.say_once("word", me)
 hosts.barrier("said", seconds=30)
 found["heard"], found["nothing"] = hosts.heard("word"), hosts.heard("no word")
-listening = [line.split()[1] for line in open("/proc/net/tcp").readlines()[1:]]
-listening += [line.split()[1] for line in open("/proc/net/tcp6").readlines()[1:]]
+sockets = [line.split() for line in open("/proc/net/tcp").readlines()[1:]]
+sockets += [line.split() for line in open("/proc/net/tcp6").readlines()[1:]]
+listening = [words[1] for words in sockets if words[3] == "0A"]  # TCP_LISTEN
 found["listens"] = sorted({a.rpartition(":")[0] for a in listening if a.endswith(f":{port:04X}")})
 
 

@@ -124,13 +124,6 @@ def test_who_leaves_alone_is_not_waited_for():
   assert code == "42" and int(seconds) < 20 and "left with exit code 42" in text[0]
 
 
-def test_nobody_at_the_coordinators_address_is_one_line(monkeypatch):
-  for name, word in zip(hosts.VARIABLES, ("127.0.0.1:9", "2", "1"), strict=True):
-    monkeypatch.setenv(name, word)
-  with pytest.raises(hosts.LostPeer, match="process 1 of 2 found no coordinator at 127.0.0.1:9"):
-    hosts._wait_for_coordinator("127.0.0.1:9", 1, 2, 0.5)
-
-
 def test_what_a_collective_says_of_a_lost_process_is_one_line(monkeypatch):
   error = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed\nmore")
   with pytest.raises(jax.errors.JaxRuntimeError), hosts.naming_lost_peers():
