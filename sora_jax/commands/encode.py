@@ -16,7 +16,7 @@ from sora_jax.models.frozen_vae import FrozenVAE, load_frozen_vae
 from sora_jax.models.text.encoder import TextEncoder
 from sora_jax.models.text.registry import load_text_encoder
 from sora_jax.parallel import hosts
-from sora_jax.train.stop import leaving_at_sigterm
+from sora_jax.train.stop import leaving_at_signals
 from sora_jax.train.workdir import open_run_folder
 
 DOES = "Encodes clip records with a trained VAE and a text encoder. A killed job is continued."
@@ -111,7 +111,7 @@ def add_options(p) -> None:
 
 
 def run(args) -> dict | None:
-  with leaving_at_sigterm("encode"), hosts.naming_lost_peers():
+  with leaving_at_signals("encode"), hosts.naming_lost_peers():
     hosts.initialize()
     done = encode(args)
   return done if hosts.is_first() else None

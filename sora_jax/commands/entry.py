@@ -14,7 +14,7 @@ import traceback
 from collections.abc import MutableMapping
 from typing import NoReturn
 
-from data_pipeline import messages
+from data_pipeline import messages, streams
 from data_pipeline.errors import BadInput
 from sora_jax import __version__
 from sora_jax.commands.compiled import keep_compiled
@@ -22,6 +22,7 @@ from sora_jax.parallel.heartbeat import show_life
 from sora_jax.train.age import begin_command
 
 PARTING = {2: 5.0, 42: 30.0}  # seconds that processes wait for others that end with the same code
+LASTING = ("train", "launch")  # what they do is done, whoever reads of it
 # Command -> one line of help. Its module, of the same name, has `parser()` and `run(args)`.
 COMMANDS = {
   "data": "build an embedded dataset as clip records",
@@ -70,11 +71,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def program() -> NoReturn:
   """`main` as a process. After a failure no destructor runs: those of XLA may crash, or wait."""
+  streams.guard()
   begin_messages(sys.argv[1:])
   keep_compiled()
   show_life()
   code = main()
-  sys.stdout.flush()
+  if lost := streams.lost_result():
+    print(f"sora: the result could not be written to stdout ({lost.strerror})", file=sys.stderr)
+    code = code or int(not {*LASTING} & {*sys.argv[1:2]})
   sys.stderr.flush()
   if code:
     leave(code)

@@ -44,7 +44,7 @@ from sora_jax.train.hashes import tree_sha256
 from sora_jax.train.ranges import check_ranges
 from sora_jax.train.run_folder import check_workdir, lock, tell
 from sora_jax.train.session import train
-from sora_jax.train.stop import leaving_at_sigterm
+from sora_jax.train.stop import leaving_at_signals
 from sora_jax.train.task import Schedule
 from sora_jax.train.weights import Origin, check_origin
 from sora_jax.train.workdir import Mirror, checkpoints_of, open_run_folder, open_workdir, url_of
@@ -87,7 +87,7 @@ def run(args) -> dict | None:
     say(f"train: {line}")
   wait = args.config.wait
   check_ranges(json.loads(args.config.to_json()))
-  with leaving_at_sigterm("train"):
+  with leaving_at_signals("train"):
     hosts.initialize(
       args.coordinator,
       args.processes,

@@ -1,5 +1,6 @@
 """Processes of one run on this machine: started together, watched, ended together."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -130,9 +131,10 @@ class Gang:
 
 
 def _copy(source: IO[bytes] | None, mark: str) -> None:
-  """Passes a process's lines on, marked with its number."""
+  """Passes a process's lines on, marked with its number; whether anybody reads them or not."""
   assert source is not None
   with source:
     for line in source:
-      sys.stderr.write(mark + line.decode(errors="replace"))
-      sys.stderr.flush()
+      with contextlib.suppress(OSError, ValueError):  # nobody reads them, or there is no room
+        sys.stderr.write(mark + line.decode(errors="replace"))
+        sys.stderr.flush()

@@ -167,17 +167,21 @@ def _say(text: str) -> None:
 
 
 class _Asked:
-  """Notes SIGTERM and Ctrl-C for the supervisor; a second one is not waited for."""
+  """Notes SIGTERM, Ctrl-C, and SIGHUP unless it is ignored; a second one is not waited for.
+
+  Of SIGHUP several come at once when a terminal goes.
+  """
 
   def __init__(self):
     self.signal, self.twice = "", False
     self._found: dict[int, Callable | int | None] = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    is_heard = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if is_heard else [])):
       self._found[number] = signal.signal(number, self._note)
 
   def _note(self, number, _):
-    self.twice = bool(self.signal)
-    self.signal = signal.Signals(number).name
+    self.twice |= bool(self.signal) and number != signal.SIGHUP
+    self.signal = self.signal or signal.Signals(number).name
 
   def sleep(self, seconds: float) -> None:
     """Less, when asked to leave meanwhile."""

@@ -50,24 +50,47 @@ class Preempted(Stop):
   exit_code = 42
 
 
-@contextlib.contextmanager
-def leaving_at_sigterm(command: str) -> Iterator[None]:
-  """Outside a loop that saves first, SIGTERM ends a command where it stands: it goes on later."""
+def asking_signals() -> list[signal.Signals]:
+  """Those that ask a command to leave: SIGTERM, and SIGHUP unless it is ignored, as by nohup."""
+  is_heard = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+  return [signal.SIGTERM, *([signal.SIGHUP] if is_heard else [])]
 
-  def leave(*_):
+
+def put_back(found: dict, *, is_leaving: bool) -> None:
+  """Gives signals the handlers that were found.
+
+  A terminal that goes sends SIGHUP more than once: who leaves for it hears no further one.
+  """
+  for number, handler in found.items():
+    if not (is_leaving and number == signal.SIGHUP):
+      signal.signal(number, handler)
+    else:
+      signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def leaving_at_signals(command: str) -> Iterator[None]:
+  """Outside a loop that saves first, a signal ends a command where it stands: it goes on later."""
+  asked = []
+
+  def leave(number, _):
+    asked.append(number)
+    if number == signal.SIGHUP:
+      signal.signal(number, signal.SIG_IGN)
     raise Preempted(
-      f"{command}: stopped by SIGTERM outside the steps, nothing is lost. The same command resumes."
+      f"{command}: stopped by {signal.Signals(number).name} outside the steps, nothing is lost. The"
+      " same command resumes."
     )
 
-  found = signal.signal(signal.SIGTERM, leave)
+  found = {number: signal.signal(number, leave) for number in asking_signals()}
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, found)
+    put_back(found, is_leaving=bool(asked))
 
 
 class Signals:
-  """Notes SIGTERM and the first Ctrl-C, so that the loop can save between two steps.
+  """Notes SIGTERM, SIGHUP and the first Ctrl-C, so that the loop can save between two steps.
 
       with Signals() as stop:
         fit(..., stop=stop)
@@ -82,13 +105,12 @@ class Signals:
     self._found = {}
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (*asking_signals(), signal.SIGINT):
       self._found[number] = signal.signal(number, self._note)
     return self
 
   def __exit__(self, *_):
-    for number, handler in self._found.items():
-      signal.signal(number, handler)
+    put_back(self._found, is_leaving=bool(self._asked))
 
   def _note(self, number, _):
     self._asked = signal.Signals(number).name

@@ -1,12 +1,15 @@
 """A gang of small programs: restarted, given up, shrunk, asked to leave, as a run would be."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
+from sora_jax.launch import gang
 from sora_jax.launch.gang import Devices
 from sora_jax.launch.supervise import Supervision, judge, shrink, supervise
 
@@ -91,6 +94,23 @@ def test_asked_to_leave_it_passes_that_on(tmp_path):
   threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
   outcome = run(tmp_path, text)
   assert outcome.code == 42 and outcome.restarts == 0 and "SIGTERM" in outcome.why
+
+
+def test_a_terminal_that_goes_is_passed_on_once_and_its_lines_are_lost(tmp_path, monkeypatch):
+  """Several SIGHUP come at once: none is the second one that does not wait for a save."""
+  text = (
+    "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.0), sys.exit(42)))\n"
+    "while True: time.sleep(0.05); beat.write_text('step'); print('x' * 999, file=sys.stderr)"
+  )
+
+  def refuse(text):
+    raise OSError(errno.EIO, "no terminal")
+
+  monkeypatch.setattr(gang, "sys", SimpleNamespace(stderr=SimpleNamespace(write=refuse)))
+  for seconds in (2.0, 2.1, 2.2):
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGHUP)).start()
+  outcome = run(tmp_path, text, processes=1)
+  assert outcome.code == 42 and outcome.restarts == 0 and "SIGHUP" in outcome.why
 
 
 def test_judge():

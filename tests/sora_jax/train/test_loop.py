@@ -10,7 +10,7 @@ import pytest
 from sora_jax.train.loop import Hook, fit
 from sora_jax.train.metrics import Counts
 from sora_jax.train.state import Progress, State
-from sora_jax.train.stop import NotFinite, Preempted, Signals
+from sora_jax.train.stop import NotFinite, Preempted, Signals, leaving_at_signals
 
 
 class Batches:
@@ -189,6 +189,27 @@ def test_a_signal_saves_and_leaves_with_42(number):
   assert caught.value.exit_code == 42
   assert run.log[-1] == ("save", 7) and run.saved[-1].cursor == {"bin": 7}
   assert signal.getsignal(number) == found
+
+
+def test_a_hangup_saves_unless_it_is_ignored_and_only_once():
+  """As nohup has it ignored. A terminal that goes sends it more than once."""
+  found = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with Signals() as stop, leaving_at_signals("train"):
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert stop(1) == ""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    run = Run()
+    with pytest.raises(Preempted, match="stopped by SIGHUP, saved at step 7"), Signals() as stop:
+      run.losses = lambda step: os.kill(os.getpid(), signal.SIGHUP) or 1.0 if step == 7 else 1.0
+      run.fit(20, stop=stop)
+    os.kill(os.getpid(), signal.SIGHUP)  # another one, while it leaves
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with pytest.raises(Preempted, match="stopped by SIGHUP outside"), leaving_at_signals("train"):
+      os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGHUP)
+  finally:
+    signal.signal(signal.SIGHUP, found)
 
 
 def test_a_second_interrupt_does_not_wait():
