@@ -10,31 +10,57 @@ import io
 import os
 import select
 import sys
-from typing import TextIO
+from typing import Any
 
 _PATIENCE = 1.0  # seconds that a reader has to make room in a pipe that does not wait
 _GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # the reader: there is nobody to tell it to
 
 
-class _Lossy(io.FileIO):
-  """A file descriptor that takes all bytes, written or not.
+class Stream:
+  """A text stream as those of `sys`, whose `write` and `flush` raise no OSError.
+
+  All in C beneath: a signal that raises in the middle of a line leaves it written once.
 
   Attributes:
-    failure: why the last bytes that were lost could not be written.
+    failure: why the last text that was lost could not be written.
   """
 
-  failure: OSError | None = None
+  def __init__(self, number: int, like: Any):
+    """Args: number: the descriptor. like: the stream that is replaced; None for none."""
+    self._number = number
+    self._encoding = getattr(like, "encoding", None) or "utf-8"
+    self._by_lines = number == 2 or getattr(like, "write_through", False)
+    self.failure: OSError | None = None
+    self._inner = self._open()
 
-  def write(self, data) -> int:
+  def _open(self) -> io.TextIOWrapper:
+    raw = io.FileIO(self._number, "w", closefd=False)
+    # A line with its end in one piece: those of other processes do not come in between.
+    return io.TextIOWrapper(
+      io.BufferedWriter(raw), self._encoding, errors="backslashreplace",
+      line_buffering=self._by_lines or raw.isatty(),
+    )  # fmt: skip
+
+  def write(self, text: str) -> int:
+    self._try(lambda: self._inner.write(text))
+    return len(text)
+
+  def flush(self) -> None:
+    self._try(self._inner.flush)
+
+  def _try(self, act) -> None:
     try:
-      done = super().write(data)
-      if done is None:  # a pipe that does not wait, and is full
-        select.select([], [self.fileno()], [], _PATIENCE)
-        done = super().write(data)
-      return len(memoryview(data)) if done is None else done
+      try:
+        act()
+      except BlockingIOError:  # a pipe that does not wait, and is full
+        select.select([], [self._number], [], _PATIENCE)
+        self._inner.flush()
     except OSError as error:
       self.failure = error
-      return len(memoryview(data))
+      self._inner = self._open()  # without what is left in the buffers
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._inner, name)
 
 
 def guard() -> None:
@@ -42,12 +68,12 @@ def guard() -> None:
   for number in (0, 1, 2):
     _open_missing(number)
   for number, name in ((1, "stdout"), (2, "stderr")):
-    stream = getattr(sys, name)
+    found = getattr(sys, name)
     with contextlib.suppress(AttributeError, OSError, ValueError):  # None where it was closed
-      stream.flush()
-    guarded = _wrap(number, stream)
-    setattr(sys, name, guarded)
-    setattr(sys, f"__{name}__", guarded)
+      found.flush()
+    stream = Stream(number, found)
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
 
 
 def _open_missing(number: int) -> None:
@@ -61,19 +87,8 @@ def _open_missing(number: int) -> None:
       os.close(null)
 
 
-def _wrap(number: int, stream: TextIO | None) -> io.TextIOWrapper:
-  raw = _Lossy(number, "w", closefd=False)
-  by_lines = number == 2 or raw.isatty() or getattr(stream, "write_through", False)
-  encoding = getattr(stream, "encoding", None) or "utf-8"
-  # A line with its end in one piece: those of other processes do not come in between.
-  return io.TextIOWrapper(
-    io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=by_lines
-  )
-
-
 def lost_result() -> OSError | None:
   """Why stdout lost something that its reader waits for; None where it is whole or nobody reads."""
   sys.stdout.flush()
-  raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-  failure = getattr(raw, "failure", None)
+  failure = getattr(sys.stdout, "failure", None)
   return None if failure is None or failure.errno in _GONE else failure

@@ -17,11 +17,10 @@ from sora_jax.parallel.joining import Joining, LostPeer, name_numbers, wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN = ("train", "--config=experiments/demo.py:debug")
-ABSENT = "hosts: process 0 of 3 waits for process 1, process 2 (coordinator 127.0.0.1:{}, for "
 
 
 class Waiting:
-  """A `sora train` that waits for others. Its lines come with the seconds since the first one."""
+  """A context: a `sora train` that waits for others."""
 
   def __init__(self, *words, variables=None):
     names = {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"} | (variables or {})
@@ -33,6 +32,13 @@ class Waiting:
   def line(self) -> str:
     assert self.process.stderr is not None
     return self.process.stderr.readline()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.process.kill()
+    self.process.communicate()
 
   def end(self, number: int | None = None) -> tuple[int, str, float]:
     """Exit code, the rest of stderr, and the seconds that it took."""
@@ -52,24 +58,27 @@ def test_absent_processes_are_named_and_every_signal_is_heard(tmp_path):
   )  # fmt: skip
   slurm = {f"SLURM_{name}": value for name, value in SLURM.items()}
   slurm["JAX_COORDINATOR_ADDRESS"] = addresses[2]
-  overdue = Waiting(workdir, "--config.wait.start_seconds=4", variables=slurm)
-  interrupted, asked = Waiting(*words(0, 0)), Waiting(*words(1, 1))
-  assert interrupted.line().startswith(
-    f"hosts: process 0 of 3 waits for process 1, process 2 (coordinator {addresses[0]}, for "
-  )
-  code, said, seconds = interrupted.end(signal.SIGINT)
-  assert (code, said) == (1, "sora train: interrupted.\n") and seconds < 3
-  assert "process 1 of 3 waits for process 0: Connection refused (coordinator" in asked.line()
-  code, said, seconds = asked.end(signal.SIGTERM)
-  assert code == 42 and "nothing is lost" in said and len(said.splitlines()) == 1, said
-  assert seconds < 3
-  code, said, _ = overdue.end()
-  assert code == 1 and "process 0 of 2 waits for process 1 (coordinator" in said, said
-  assert "to run alone: JAX_NUM_PROCESSES=1" in said
-  assert said.splitlines()[-1] == (
-    f"sora train: hosts: process 0 of 2 waited 4 s at {addresses[2]} for process 1. Start what is"
-    " absent, or look at its log."
-  )
+  with (
+    Waiting(workdir, "--config.wait.start_seconds=4", variables=slurm) as overdue,
+    Waiting(*words(0, 0)) as interrupted,
+    Waiting(*words(1, 1)) as asked,
+  ):
+    assert interrupted.line().startswith(
+      f"hosts: process 0 of 3 waits for process 1, process 2 (coordinator {addresses[0]}, for "
+    )
+    code, said, seconds = interrupted.end(signal.SIGINT)
+    assert (code, said) == (1, "sora train: interrupted.\n") and seconds < 3
+    assert "process 1 of 3 waits for process 0: Connection refused (coordinator" in asked.line()
+    code, said, seconds = asked.end(signal.SIGTERM)
+    assert code == 42 and "nothing is lost" in said and len(said.splitlines()) == 1, said
+    assert seconds < 3
+    code, said, _ = overdue.end()
+    assert code == 1 and "process 0 of 2 waits for process 1 (coordinator" in said, said
+    assert "to run alone: JAX_NUM_PROCESSES=1" in said
+    assert said.splitlines()[-1] == (
+      f"sora train: hosts: process 0 of 2 waited 4 s at {addresses[2]} for process 1. Start what is"
+      " absent, or look at its log."
+    )
   assert not (tmp_path / "run").exists()
 
 
