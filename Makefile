@@ -12,12 +12,12 @@ USED_DATA := apache_beam, cv2, onnxruntime, openai, rapidocr
 USED_TEST := $(USED_DATA), distributed, hypothesis, kubeflow_trainer_api.models, \
   kubernetes_validate, pytest, scenedetect, scipy.stats
 
-.PHONY: help setup data dev demo test lint format pods chaos mutants slurm ci clean
+.PHONY: help setup data dev demo test test-slow lint format pods chaos mutants slurm ci clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
-	  while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
+	  while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 setup: .venv/.installed  ## create .venv and install the pinned dependencies
 data: .venv/.installed-data  ## the same, with what the curation of raw videos needs
@@ -29,8 +29,13 @@ demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 demo: setup  ## data, VAE, text-to-video model, samples, scores: runs/demo/index.html
 	@$(BIN)/python -m sora_jax demo --out runs/demo
 
-test: .venv/.installed-test  ## all tests; more options in ARGS="-k packing"
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+# A worker that has done its tests takes some of another's, from the end.
+test test-slow: PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=10
+test: .venv/.installed-test  ## the tests but the slow ones; more options in ARGS="-k packing"
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: .venv/.installed-test  ## the tests that are long by nature: kills, several processes
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=false $(PYTEST) -m slow $(ARGS)
 
 lint: dev  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -1,15 +1,25 @@
 """Tests run on the CPU with one device; those that need more start a process of their own."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Commands that tests start leave the user's cache of compiled programs alone.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# Tiny programs take longer to optimise than to run. `make test-slow` optimises them, as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# What is compiled is kept for all workers and for the processes that tests start, and thrown away
+# at the end unless SORA_TEST_PROGRAMS names a folder. The user's own cache is left alone.
+KEPT = "SORA_TEST_PROGRAMS"
+MADE = "" if KEPT in os.environ else tempfile.mkdtemp(prefix="sora-test-programs-")
+os.environ.setdefault(KEPT, MADE)
+os.environ |= {
+  "JAX_COMPILATION_CACHE_DIR": os.environ[KEPT],
+  "JAX_ENABLE_COMPILATION_CACHE": "true",
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
-# With `--dist loadfile` a worker gets the next file when it has done its own: long ones come first.
-LONG = ("test_chaos.py", "test_slurm.py", "test_meshes.py", "test_gradients.py")
-LONG += ("test_plan_command.py", "test_stops.py")
 
-
-def pytest_collection_modifyitems(items):
-  items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+def pytest_unconfigure():
+  if MADE:  # not in a worker, which finds the folder in its environment
+    shutil.rmtree(MADE, ignore_errors=True)

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from sora_jax.commands.entry import main
 from sora_jax.models.frozen_vae import save_frozen_vae
@@ -36,12 +35,6 @@ DEBUG = (
 CODEC = dict(
   name="vae", widths=[8], blocks=[1], strides=[[4, 8]], taps=2, latent_channels=3, dtype="float32"
 )
-# Every program is compiled once for all tests; what it computes stays the same bit for bit.
-CACHE = {
-  "jax_compilation_cache_dir": None,
-  "jax_persistent_cache_min_compile_time_secs": 0.0,
-  "jax_persistent_cache_min_entry_size_bytes": -1,
-}
 
 
 def pytest_configure(config):
@@ -73,14 +66,12 @@ def call(*argv) -> Done:
 class Process:
   """A `python -m sora_jax …` of its own, its output in a file."""
 
-  def __init__(self, argv, programs: Path, log: Path):
-    names = {name.upper(): str(value) for name, value in CACHE.items()}
+  def __init__(self, argv, log: Path):
     self._log = log
     with log.open("w") as file:
       self._process = subprocess.Popen(
         [sys.executable, "-m", "sora_jax", *map(str, argv)],
         cwd=ROOT,
-        env=os.environ | names | {"JAX_COMPILATION_CACHE_DIR": str(programs)},
         stdout=file,
         stderr=file,
       )
@@ -117,30 +108,14 @@ def shared(tmp_path_factory) -> Path:
   return folder
 
 
-@pytest.fixture(scope="session")
-def programs(shared):
-  """The folder of compiled programs, in use as long as tests of this folder run."""
-  settings = CACHE | {"jax_compilation_cache_dir": str(shared / "programs")}
-  before = {name: jax.config.values[name] for name in settings}
-  _configure(settings)
-  yield shared / "programs"
-  _configure(before)
-
-
-def _configure(settings: dict) -> None:
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-
-
 @pytest.fixture(autouse=True)
-def at_root(programs, monkeypatch):
+def at_root(monkeypatch):
   """Commands name experiments as a user in the repository does."""
   monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope="session")
-def finished(shared, programs) -> Path:
+def finished(shared) -> Path:
   """Workdir of a run of `DEBUG` that nobody disturbed. Only to be read: see `workdir`."""
   folder = shared / "finished"
   with (shared / "lock").open("w") as lock, contextlib.chdir(ROOT):
@@ -185,14 +160,14 @@ def draw_vae():
 
 
 @pytest.fixture
-def start(programs, tmp_path):
+def start(tmp_path):
   """Starts processes: `start("train", …)`."""
   count = iter(range(100))
-  return lambda *argv: Process(argv, programs, tmp_path / f"log{next(count)}.txt")
+  return lambda *argv: Process(argv, tmp_path / f"log{next(count)}.txt")
 
 
 @pytest.fixture
-def sora(programs):
+def sora():
   """Runs a command line in this process: `sora("train", …)` -> code, out, err, result."""
   return call
 

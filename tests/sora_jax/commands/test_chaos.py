@@ -9,6 +9,8 @@ import pytest
 from experiments.benchmarks import chaos
 from sora_jax.train.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 SAME = ("step", "tokens_seen", "clips_seen", "cursor", "params_sha256", "ema_sha256", "opt_sha256")
 
 
@@ -71,8 +73,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(start, sora, workdir, finish
 
 def test_four_processes_under_faults(tmp_path, monkeypatch):
   """Two minutes of `make chaos`, with the patience of a machine that does other work."""
-  monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # a restart finds its programs
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
   seed = random.SystemRandom().randrange(2**32)
   rows = chaos.run(tmp_path, 2, seed, most=240.0)
   assert len(rows) == 2 and all(r.lost <= chaos.most_lost(r.fault) for r in rows), (seed, rows)

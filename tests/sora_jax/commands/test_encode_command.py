@@ -4,7 +4,6 @@ import contextlib
 from fractions import Fraction
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -41,16 +40,8 @@ DIT = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(programs):
-  """Tiny programs take longer to optimise than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, compiled_in_haste, request):
+def made(tmp_path_factory, request):
   """A folder with clips, a VAE trained on them, and their latents."""
   folder = tmp_path_factory.mktemp("tiny")
   clips, vae = folder / "clips", folder / "vae"

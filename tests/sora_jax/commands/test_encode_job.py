@@ -10,7 +10,6 @@ import time
 from fractions import Fraction
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -41,14 +40,6 @@ def get_config(arg="encode"):
     small=dict(pixels=1024, fps=12.0, max_seconds=1.0, min_seconds=0.2), stills=dict(images=2)))
   return c.lock()
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(programs):
-  """Tiny programs take longer to optimise than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def write_clips(path, shapes, *, storage="raw"):
@@ -109,12 +100,12 @@ def assert_same(found, expected):
     np.testing.assert_array_equal(one.latent.view(np.uint16), other.latent.view(np.uint16))
 
 
+@pytest.mark.slow
 def test_a_killed_job_redoes_only_what_is_missing_on_other_machines(
   made, whole, start, tmp_path, monkeypatch
 ):
   """SIGKILL in the middle; two processes of two devices go on: every record once, the same bits."""
   argv = ("encode", *words(made, tmp_path / "out"), f"--shard-bytes={SHARD}")
-  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
   process, parts = start(*argv), tmp_path / ".out.parts"
   end = time.monotonic() + 120
   while not parts.exists() or len(finished(parts)) < 3:

@@ -1,8 +1,11 @@
 """The same run on one device and on meshes of four: the same losses."""
 
 import numpy as np
+import pytest
 
 from sora_jax.train.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
 
 STEPS = 3
 SHORT = (

@@ -5,6 +5,7 @@ the strongest JAX peer (docs/pods.md).
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +30,12 @@ def cache(tmp_path, monkeypatch):
 
 def plan(*words) -> subprocess.CompletedProcess:
   """In a process of its own, so that a compiler's memory is given back."""
-  return subprocess.run(
-    [sys.executable, "-m", "sora_jax", "plan", *words], cwd=ROOT, capture_output=True, text=True
-  )
+  optimised = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
+  words = (sys.executable, "-m", "sora_jax", "plan", *words)
+  return subprocess.run(words, cwd=ROOT, env=optimised, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_tiny_twin_of_each_recipe(recipe, cache):
   words = (f"--config=experiments/{recipe}.py:tiny", "--topology=v5e:4", "--mesh=fsdp=2,context=2")
@@ -61,6 +63,7 @@ def test_the_tiny_twin_of_each_recipe(recipe, cache):
   assert priced == found | {"price_per_chip_hour": 2.0, "cost": 2 * found["chip_hours"]}
 
 
+@pytest.mark.slow
 def test_the_peer_case_beats_the_peer():
   """MaxDiffusion there: 372 GiB of wire, 19.0 GiB of memory (docs/pods.md)."""
   done = plan("--config=experiments/sora_14b.py:peer", "--topology=v5p:4x4x4", "--json")
@@ -80,6 +83,7 @@ def test_the_peer_case_beats_the_peer():
   assert found["compile_seconds"] < 600
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said():
   done = plan(
     "--config=experiments/sora_14b.py:peer",

@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from pictures import texture
@@ -30,14 +29,6 @@ def get_config(arg="encode"):
   c.encode = dict(renditions=dict(small=dict(pixels=1024), stills=dict(images=2)))
   return c.lock()
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(programs):
-  """Tiny programs take longer to optimise than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def write_videos(folder):
@@ -81,7 +72,7 @@ def make_all(folder, videos):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, compiled_in_haste, draw_vae, request):
+def made(tmp_path_factory, draw_vae, request):
   """A folder with `videos`, `mended` ones, and what was made of either: `before`, `fresh`."""
   folder = tmp_path_factory.mktemp("captions")
   draw_vae(folder / "vae")

@@ -1,19 +1,10 @@
 """`sora sample`: the options reach the video, and equal options give equal files."""
 
-import jax
 import pytest
 
 from sora_jax.generate.media import read_mp4
 
 PROMPT = "--prompt=a red circle"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(programs):
-  """Tiny programs take longer to optimise than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -75,14 +75,6 @@ def latents(tmp_path_factory):
 
 
 @pytest.fixture
-def in_haste(programs):
-  """Tiny programs take longer to optimise than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
 def copied(latents, tmp_path):
   """A copy of the first of `latents`, to be damaged."""
   shutil.copytree(latents[0].path, tmp_path / "copied")
@@ -230,7 +222,7 @@ def test_a_workdir_in_use_is_left_alone(sora, tmp_path, config):
   assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_all_work_on_the_workdir_is_under_its_lock(sora, in_haste, tmp_path, monkeypatch):
+def test_all_work_on_the_workdir_is_under_its_lock(sora, tmp_path, monkeypatch):
   """What goes before the steps and what comes after them."""
   names = ("check_workdir", "open_data", "train", "export_vae")
   seen = []
@@ -256,7 +248,7 @@ def test_all_work_on_the_workdir_is_under_its_lock(sora, in_haste, tmp_path, mon
   assert seen == list(names) and train_command.has_begun(tmp_path)
 
 
-def test_physworld_debug_trains(sora, in_haste, tmp_path):
+def test_physworld_debug_trains(sora, tmp_path):
   words = ("--config=experiments/physworld.py:debug", f"--workdir={tmp_path}")
   words += ("--config.total_steps=2", "--config.optim.warmup_steps=1")
   words += ("--config.every.evaluate_steps=0",)

@@ -44,14 +44,6 @@ def make_batch(seed: int, weights) -> dict:
   return {k: jnp.asarray(v) for k, v in stack_rows(rows).items() if k != "segment_record"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste():
-  """Tiny programs take longer to optimise than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def dit():
   """Structure and parameters of a model; all parameters drawn, so that the gates are open."""

@@ -44,16 +44,8 @@ def make_vae(strides, blocks, seed=0):
   return FrozenVAE(config, params, {"mean": np.zeros(2), "std": np.ones(2)})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste():
-  """Tiny programs take longer to optimise than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
-def vae(compiled_in_haste):
+def vae():
   return make_vae([[2, 4]], [2])
 
 

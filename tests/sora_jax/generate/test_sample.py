@@ -33,14 +33,6 @@ CAPTIONS = [caption(3, 0), caption(11, 1), caption(6, 2)]
 NEGATIVES = [None, caption(2, 3), None]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste():
-  """Tiny programs take longer to optimise than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def dit():
   """Structure and parameters of a model; all parameters drawn, so that the gates are open."""

@@ -9,9 +9,13 @@ import threading
 import time
 from types import SimpleNamespace
 
+import pytest
+
 from sora_jax.launch import gang
 from sora_jax.launch.gang import Devices
 from sora_jax.launch.supervise import Supervision, judge, shrink, supervise
+
+pytestmark = pytest.mark.slow
 
 FAST = dict(back_off=0.05, silence=3.0, grace=5.0)
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = ROOT / "tests" / "support" / "three_hosts.py"
 
 
+@pytest.mark.slow
 def test_processes_meet_and_miss_one():
   port = heartbeat.free_port()
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -108,6 +109,7 @@ except hosts.LostPeer as error:
 """
 
 
+@pytest.mark.slow
 def test_who_leaves_alone_is_not_waited_for():
   address, both = f"127.0.0.1:{heartbeat.free_port()}", []
   for number in ("0", "1"):
