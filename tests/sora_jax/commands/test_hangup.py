@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sora_jax.train.metrics import read_metrics
-from tests.sora_jax.commands.conftest import CACHE, ROOT
+from tests.sora_jax.commands.conftest import ROOT
 
 # Prefixes of a command, that do what a callable between fork and exec would: JAX warns of forks.
 ON_TERMINAL = """
@@ -22,14 +22,15 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 NOHUP = ("bash", "-c", "trap '' HUP; exec \"$@\"", "nohup")
 
-pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
+pytestmark = [
+  pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device"),
+  pytest.mark.slow,
+]
 
 
 @pytest.fixture
-def begin(programs):
+def begin():
   """Starts a command whose stdout is a full disk."""
-  names = {name.upper(): str(value) for name, value in CACHE.items()}
-  names |= {"JAX_COMPILATION_CACHE_DIR": str(programs), "TERM": "xterm"}
   started = []
 
   def begin(*argv, prefix=(), stderr: int) -> subprocess.Popen:
@@ -37,7 +38,7 @@ def begin(programs):
     with open("/dev/full", "w") as full:
       started.append(
         subprocess.Popen(
-          words, cwd=ROOT, env=os.environ | names, stdin=subprocess.DEVNULL, stdout=full,
+          words, cwd=ROOT, env=os.environ | {"TERM": "xterm"}, stdin=subprocess.DEVNULL, stdout=full,
           stderr=stderr,
         )
       )  # fmt: skip
