@@ -11,7 +11,7 @@ from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.loader import latent_batches
 from sora_jax.build.attention import build_attention, sampling_attention
-from sora_jax.build.evaluation import check_held_out, first_batches
+from sora_jax.build.evaluation import check_held_out, first_batches, held_out_hook
 from sora_jax.build.run import build_gradient, build_optimizer, build_rate
 from sora_jax.diffusion.time import make_density, make_weighting
 from sora_jax.evals.held_out import make_held_out_loss
@@ -25,7 +25,6 @@ from sora_jax.parallel.place import make_put
 from sora_jax.parallel.rules import over_context
 from sora_jax.train.dit_loss import make_dit_loss, merge_by_time
 from sora_jax.train.flops import count_packed
-from sora_jax.train.loop import Hook
 from sora_jax.train.task import Task
 
 # Of `config.model`, what `DiT` is built with as it stands.
@@ -162,8 +161,7 @@ def dit_task(config, datasets: Sequence[Dataset], mesh) -> Task:
     )
     kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
     score = make_held_out_loss(dit_structure(settings), kept, **loss_settings(config, mesh))
-    evaluate = lambda step, state: score(state.averaged)  # noqa: E731
-    hooks = [Hook("held_out", config.every.evaluate_steps, evaluate)]
+    hooks = [held_out_hook(config, score)]
   return Task(
     **learning,
     batches=lambda cursor, more=(): packed_batches(

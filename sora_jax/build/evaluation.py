@@ -1,9 +1,11 @@
 """The batches that a run is evaluated on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
+from sora_jax.train.loop import Hook
 
 
 def check_held_out(config, datasets: Sequence[Dataset]) -> list[Dataset]:
@@ -32,3 +34,10 @@ def first_batches(loader, count: int, put) -> list:
   finally:
     loader.close()
   return kept
+
+
+def held_out_hook(config, score: Callable[[Any], dict]) -> Hook:
+  """Scores what is sampled and exported, the average of the parameters, as often as is asked."""
+  return Hook(
+    "held_out", config.every.evaluate_steps, lambda step, state: score(state.averaged)
+  )

@@ -9,7 +9,7 @@ from flax import nnx
 from data_pipeline.clips import clip_batches
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
-from sora_jax.build.evaluation import check_held_out, first_batches
+from sora_jax.build.evaluation import check_held_out, first_batches, held_out_hook
 from sora_jax.build.run import build_gradient, build_optimizer, build_rate
 from sora_jax.evals.held_out import make_reconstruction_score
 from sora_jax.models.vae import RULES as VAE_RULES
@@ -17,7 +17,6 @@ from sora_jax.models.vae import make_codec
 from sora_jax.parallel.mesh import host_share
 from sora_jax.parallel.place import make_put
 from sora_jax.train.flops import count_clips, forward_flops
-from sora_jax.train.loop import Hook
 from sora_jax.train.task import Task
 from sora_jax.train.vae_loss import make_vae_loss, merge_vae_metrics
 
@@ -46,8 +45,7 @@ def vae_task(config, dataset: Dataset, mesh) -> Task:
     held_out = batches(None, split="held_out")
     kept = first_batches(held_out, config.evaluate.batches, make_put(mesh))
     score = make_reconstruction_score(structure, kept)
-    evaluate = lambda step, state: score(state.averaged)  # noqa: E731
-    hooks = [Hook("held_out", config.every.evaluate_steps, evaluate)]
+    hooks = [held_out_hook(config, score)]
   return Task(
     init=lambda: nnx.state(make_codec(codec, seed=config.seed)),
     gradient=build_gradient(config, mesh, loss, merge_vae_metrics),

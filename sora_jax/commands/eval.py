@@ -50,7 +50,12 @@ def parser():
     "--out", type=path_option, help="folder for videos and scores; default: WORKDIR/eval/SUITE-STEP"
   )
   p.add_argument("--step", type=int, help="checkpoint; default: the newest")
-  p.add_argument("--weights", default="ema", help="ema (default), params, or ema:DECAY")
+  p.add_argument(
+    "--weights",
+    default="ema",
+    help="ema (default), params, or ema:NUMBER, an average by its width (also one that was not"
+    " kept: it is made from all checkpoints) or its decay",
+  )
   p.add_argument("--shift", type=read_shift, metavar="auto|NUMBER", help=SHIFT_HELP)
   for name, kind in (("steps", int), ("guidance", float), ("solver", str)):
     p.add_argument(f"--{name}", type=kind, help="of the sampler; default: config.sample")

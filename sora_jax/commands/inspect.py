@@ -99,6 +99,9 @@ def run(args) -> dict:
         say(f"{part + '_sha256':14} {facts[part + '_sha256']}")
       for decay, digest in facts["averages_sha256"].items():
         say(f"{'ema:' + decay:14} {digest}")
+      for name, width in facts["average_widths"].items():
+        who = name if name == "ema" else f"ema:{name}"
+        say(f"{who:14} spread over {width:.2g} of the steps done (standard deviation)")
       say(f"config         {args.workdir.rstrip('/')}/config.json")
       print_goodput(facts["goodput"])
     return facts

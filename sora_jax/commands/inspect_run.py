@@ -4,6 +4,7 @@ import jax
 
 from data_pipeline.errors import BadInput
 from sora_jax.commands.progress import say
+from sora_jax.train.averages import saved_averages
 from sora_jax.train.checkpoint import STORED, Checkpoints
 from sora_jax.train.goodput import goodput
 from sora_jax.train.hashes import state_hashes, tree_sha256
@@ -16,8 +17,9 @@ def describe_run(workdir, step: int | None = None) -> dict:
 
   Returns:
     `step`, `tokens_seen`, `clips_seen`, `cursor`, `params_sha256`, `ema_sha256`, `opt_sha256`,
-    `averages_sha256` of further averages by decay, `parameters` (how many numbers), the facts of
-    the run (`config`, `environment`, fingerprints) and `goodput`.
+    `averages_sha256` of further averages by width or decay, `average_widths` of all by name (the
+    share of the steps done that they remember), `parameters` (how many numbers), the facts of the
+    run (`config`, `environment`, fingerprints) and `goodput`.
   Raises:
     BadInput: no checkpoint there, or a damaged one.
   """
@@ -39,10 +41,15 @@ def describe_run(workdir, step: int | None = None) -> dict:
   run["config"], line = migrate(run["config"], f"inspect: the config of --workdir={workdir}")
   if line:
     say(line)
+  at = int(state["step"])
   return {
-    "step": int(state["step"]),
+    "step": at,
     **progress._asdict(),
     **state_hashes(state),
+    "average_widths": {
+      name: average.measure(at) if at else 0.0
+      for name, average in saved_averages(run["config"]).items()
+    },
     "averages_sha256": {part.split("/")[1]: tree_sha256(state[part]) for part in further},
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
     **run,

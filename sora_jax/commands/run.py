@@ -62,7 +62,7 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
   Args:
     workdir: of a DiT, a path or a URL.
     step: of the checkpoint; None for the newest.
-    weights: "ema", "params" or "ema:DECAY".
+    weights: "ema", "params" or "ema:NUMBER", see `Origin`.
   Raises:
     BadInput: no such run or checkpoint, or it is not a DiT's.
   """

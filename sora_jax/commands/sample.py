@@ -49,7 +49,12 @@ def parser():
   how.add_argument("--shift", type=read_shift, metavar="auto|NUMBER", help=SHIFT_HELP)
   p.add_argument("--seed", type=int, default=0, help="same seed, same file")
   p.add_argument("--step", type=int, help="checkpoint; default: the newest")
-  p.add_argument("--weights", default="ema", help="ema (default), params, or ema:DECAY")
+  p.add_argument(
+    "--weights",
+    default="ema",
+    help="ema (default), params, or ema:NUMBER, an average by its width (also one that was not"
+    " kept: it is made from all checkpoints) or its decay",
+  )
   p.add_argument("--crf", type=int, default=12, help="H.264 quality, 0 best to 51 (default 12)")
   return p
 

@@ -43,6 +43,11 @@ class PowerAverage:
   width: float
 
   @property
+  def number(self) -> float:
+    """What names it."""
+    return self.width
+
+  @property
   def exponent(self) -> float:
     """See `solve_exponent`."""
     return solve_exponent(self.width)
@@ -71,6 +76,11 @@ class ExponentialAverage:
   """
 
   decay: float
+
+  @property
+  def number(self) -> float:
+    """What names it."""
+    return self.decay
 
   def share(self, step) -> jax.Array:
     """What step `step` (0, 1, ...) adds of the new parameters."""

@@ -40,6 +40,34 @@ ADDED: dict[int, tuple[Added, ...]] = {
     Added("optim.more_ema_widths", (), "of further averages"),
   ),
 }
+
+
+class Changed(NamedTuple):
+  """A setting by which a version computes otherwise, so that a resumed run does from there on.
+
+  Attributes:
+    key, value: dotted name, and the value that it is about.
+    text: for people, what changed.
+  """
+
+  key: str
+  value: Any
+  text: str
+
+
+CHANGED: dict[int, tuple[Changed, ...]] = {
+  2: (
+    Changed(
+      "optim.name",
+      "muon",
+      "orthogonalises q, k, v, gate and value apart (they were one matrix), beside plain AdamW (it"
+      " was Nesterov's)",
+    ),
+    Changed(
+      "optim.schedule", "wsd", "reaches its floor in the last step (it missed that by a step)"
+    ),
+  ),
+}
 OLD = {one.key: one.old for added in ADDED.values() for one in added}
 
 
@@ -65,6 +93,23 @@ def lacking(config: Mapping, where: str) -> list[Added]:
   """The settings that a config of an earlier version lacks. Raises BadInput as `version_of`."""
   later = range(version_of(config, where) + 1, VERSION + 1)
   return [one for version in later for one in ADDED[version] if _is_absent(config, one.key)]
+
+
+def changed(config: Mapping, where: str) -> list[str]:
+  """What a run of an earlier version computes otherwise from here on, a line each."""
+  later = range(version_of(config, where) + 1, VERSION + 1)
+  flat = {(one.key, one.value): one.text for version in later for one in CHANGED[version]}
+  return [
+    f"{key}={value} {text}" for (key, value), text in flat.items() if _value(config, key) == value
+  ]
+
+
+def _value(config: Mapping, key: str) -> Any:
+  """A setting by its dotted name; None where it is absent."""
+  found: Any = config
+  for one in key.split("."):
+    found = found[one] if isinstance(found, Mapping) and one in found else None
+  return found
 
 
 def migrate(config: Mapping, where: str) -> tuple[dict, str]:

@@ -11,6 +11,7 @@ import jax
 
 from data_pipeline.errors import BadInput
 from sora_jax.train.migrations import VERSION, as_json, migrate, show, version_of
+from sora_jax.train.migrations import changed as computes_otherwise
 
 # Settings that change where or how often, never what is learnt from which data. The dataset may
 # move (its fingerprint is compared); weights to start from are read by a run's first session alone.
@@ -142,7 +143,8 @@ def check_resume(saved: dict, now: dict) -> list[str]:
         f" Use a new --workdir, or the {what} that the run began with."
       )
   warnings = _schedule_warning(changed, now["config"]) + _environment_warning(saved, now)
-  return [f"resume: {line}", *warnings] if line else warnings
+  now_on = [f"resume: {text}" for text in computes_otherwise(saved["config"], "the checkpoint")]
+  return [f"resume: {line}"] * bool(line) + now_on + warnings
 
 
 def told(saved: dict) -> str:

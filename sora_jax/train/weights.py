@@ -1,6 +1,7 @@
 """Weights of another run: to start a stage from, or to sample with."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,18 @@ import jax.numpy as jnp
 
 from data_pipeline.errors import BadInput
 from sora_jax.parallel.rules import named_leaves, path_name
+from sora_jax.train.averages import (
+  FIRST,
+  NARROWEST,
+  WIDEST,
+  Average,
+  PowerAverage,
+  saved_averages,
+)
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.migrations import as_json, migrate
+from sora_jax.train.posthoc import reconstruct
+from sora_jax.train.run_folder import tell
 from sora_jax.train.workdir import checkpoints_of, open_run_folder
 
 
@@ -21,7 +32,7 @@ class Origin(NamedTuple):
   Attributes:
     run: its folder or URL, as it is named; "" for none.
     step: of the checkpoint; None for the newest.
-    which: "params", "ema", or "ema:DECAY" of one of the further averages.
+    which: "params", "ema", or "ema:NUMBER", an average by its width or decay.
   """
 
   run: str
@@ -35,36 +46,71 @@ class Origin(NamedTuple):
 def read_weights(origin: Origin) -> tuple[dict[str, Any], int]:
   """Reads parameters of another run by path name, as numpy arrays, and their step.
 
+  An average of a width that was not kept is made from those of all checkpoints, see `posthoc`, and
+  a line says so.
+
   Raises:
     BadInput: no such run, step or kind of weights.
   """
   source, step, which = origin
   folder = checkpoints_of(open_run_folder(source))
-  kind, _, decay = which.partition(":")
-  if which not in ("ema", "params") and not (kind == "ema" and decay):
-    raise BadInput(f"weights: {which!r} is not one of ['ema', 'params'], nor ema:DECAY.")
+  number = _parse(which)
   if not folder.is_dir():
     raise BadInput(f"weights: {source!r} is no run with checkpoints. Give the folder of one.")
   with Checkpoints(folder, read_only=True) as checkpoints:
-    found = checkpoints.look(step, lambda number: (_read(checkpoints, number, origin), number))
+    found = checkpoints.look(step, lambda at: (_read(checkpoints, at, origin, number), at))
     if found is None:
       saved, asked = checkpoints.all_steps(), "a checkpoint" if step is None else f"step {step}"
       raise BadInput(f"weights: {asked} is not saved in {folder}, which has {saved}.")
     return found
 
 
-def _read(checkpoints: Checkpoints, step: int, origin: Origin) -> dict[str, Any]:
-  kind, _, decay = origin.which.partition(":")
-  part = f"averages/{decay}" if decay else kind
-  kept = checkpoints.averages(step)
-  weights = {} if decay and decay not in kept else checkpoints.read(step, parts=(part,))[part]
-  if not weights and not decay:
+def _parse(which: str) -> float | None:
+  """The width or decay of "ema:NUMBER"; None of "ema" and "params". Raises BadInput for others."""
+  kind, colon, text = which.partition(":")
+  try:
+    number = float(text) if colon else None
+  except ValueError:
+    number = math.nan
+  if which not in ("ema", "params") and (kind != "ema" or number is None or not 0 <= number <= 1):
     raise BadInput(
-      f"weights: {origin.run!r} keeps no average of its parameters. Give 'params', not 'ema'."
+      f"weights: {which!r} is not one of ['ema', 'params'], nor ema:NUMBER, an average by its width"
+      " or decay."
     )
-  if not weights:
+  return number
+
+
+def _find_average(kept: list[str], averages: Mapping[str, Average], number: float) -> str:
+  """The part of a state that is the average of a width or decay; "" where none is kept."""
+  if FIRST in averages and averages[FIRST].number == number:
+    return FIRST
+  return next((f"averages/{name}" for name in kept if float(name) == number), "")
+
+
+def _read(
+  checkpoints: Checkpoints, step: int, origin: Origin, number: float | None
+) -> dict[str, Any]:
+  kept = checkpoints.averages(step)
+  config = migrate(checkpoints.describe(step)[1]["config"], f"weights: {origin}")[0]
+  averages = saved_averages(config)
+  part = origin.which if number is None else _find_average(kept, averages, number)
+  if part:
+    weights = checkpoints.read(step, parts=(part,))[part]
+    if not weights:
+      raise BadInput(
+        f"weights: {origin.run!r} keeps no average of its parameters. Give 'params', not 'ema'."
+      )
+    return named_leaves(weights)
+  assert number is not None
+  by_width = any(isinstance(one, PowerAverage) for one in averages.values())
+  if not by_width or not NARROWEST <= number <= WIDEST:
     names = ["ema", *(f"ema:{other}" for other in kept)]
-    raise BadInput(f"weights: {origin.which!r} is not in {origin.run!r}, which keeps {names}.")
+    raise BadInput(
+      f"weights: {origin.which!r} is not in {origin.run!r}, which keeps {names}. Others are made"
+      f" only of widths in [{NARROWEST}, {WIDEST}], by runs with an optim.ema_width."
+    )
+  weights, line = reconstruct(checkpoints, averages, step, number)
+  tell(line)
   return named_leaves(weights)
 
 

@@ -10,12 +10,14 @@ from data_pipeline.errors import BadInput
 from experiments import common, demo
 from sora_jax.build.attention import attention_backend
 from sora_jax.build.dit import check_patch, check_prediction, dit_settings, dit_task, flop_settings
+from sora_jax.build.evaluation import held_out_hook
 from sora_jax.build.program import FILL, _fill
 from sora_jax.build.run import build_gradient, build_optimizer, build_schedule
 from sora_jax.build.vae import clip_cost, vae_task
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_text_encoder
 from sora_jax.train.spikes import SpikeSettings
+from sora_jax.train.state import State
 from sora_jax.train.task import Schedule, Waits
 
 
@@ -160,3 +162,14 @@ def test_a_row_is_planned_as_full_as_its_capacities_allow(clips, changes, fill, 
   mean = sum(share * tokens for tokens, share in clips) / shares
   found, by = _fill(config, mean, sum(share / tokens for tokens, share in clips) / shares)
   assert found == pytest.approx(fill) and by == bound
+
+
+def test_held_out_clips_judge_the_average():
+  """That is what is sampled and exported; the parameters only where no average is kept."""
+  config = ConfigDict(dict(every=dict(evaluate_steps=7)))
+  hook = held_out_hook(config, lambda params: {"score": params})
+  assert (hook.name, hook.steps) == ("held_out", 7)
+  assert hook.run(7, State(7, "parameters", "average", (), {"0.1": "another"})) == {
+    "score": "average"
+  }
+  assert hook.run(7, State(7, "parameters", {}, ()))["score"] == "parameters"

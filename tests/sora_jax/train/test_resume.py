@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import functools
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from data_pipeline.errors import BadInput
 from experiments import demo
 from sora_jax.commands.inspect_run import describe_run
 from sora_jax.train.metrics import read_metrics
+from sora_jax.train.migrations import migrate
 from sora_jax.train.resume import MAY_CHANGE, check_resume, flatten, run_facts, warn_inexact
 
 CONFIG = {
@@ -58,6 +60,39 @@ def test_every_pattern_names_a_setting():
   names = [name for make in demo.CONFIGS.values() for name in flatten(make().to_dict())]
   for pattern in MAY_CHANGE:
     assert fnmatch.filter(names, pattern), pattern
+
+
+@pytest.mark.parametrize("arg", ["dit", "vae", "debug"])
+def test_whatever_decides_what_is_learnt_is_compared(arg):
+  """Each setting of these groups, but for those that only say where from and how fast."""
+  free = {"model.remat", "model.attention_backend"}
+  free |= {f"data.{name}" for name in ("path", "skip_steps", "threads", "prefetch")}
+  groups = ("diffusion", "optim", "model", "data", "loss", "codec", "codec_text", "seed", "world")
+  config = demo.CONFIGS[arg]().to_dict()
+  saved, found = run_facts(config, **FACTS), set()
+  for name in flatten({key: config[key] for key in groups if key in config}):
+    now = copy.deepcopy(saved)
+    *path, key = name.split(".")
+    place = functools.reduce(dict.__getitem__, path, now["config"])
+    place[key] = "another"
+    if name in free:
+      assert check_resume(saved, now) == []
+      continue
+    found.add(name.split(".")[0])
+    with pytest.raises(BadInput, match=f"resume: {name}: .* in the checkpoint, another now"):
+      check_resume(saved, now)
+  assert {"optim", "model", "data", "seed"} <= found and ("diffusion" in found) == (arg != "vae")
+
+
+def test_a_run_of_before_is_told_what_it_computes_otherwise():
+  optim = {"name": "muon", "schedule": "wsd", "lr": 1e-3}
+  saved = run_facts(CONFIG | {"optim": optim}, **FACTS)
+  del saved["config"]["version"]
+  now = run_facts(migrate(saved["config"], "")[0], **FACTS)
+  filled, muon, wsd = check_resume(saved, now)
+  assert "is of version 1" in filled and "optim.name=muon orthogonalises q, k, v, gate" in muon
+  assert "optim.schedule=wsd reaches its floor in the last step" in wsd
+  assert check_resume(now, now) == []  # and once only
 
 
 def test_what_is_learnt_may_not_and_every_change_is_listed():
@@ -120,6 +155,7 @@ from sora_jax.train.events import Events
 from sora_jax.train.loop import fit
 from sora_jax.train.metrics import Counts, MetricsWriter, cut_back
 from sora_jax.train.optim import advance, make_optimizer
+from sora_jax.train.migrations import migrate
 from sora_jax.train.resume import check_resume, run_facts
 from sora_jax.train.state import Progress, abstract_state, init_state, state_shardings
 
