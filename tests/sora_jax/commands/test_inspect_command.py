@@ -37,6 +37,9 @@ def test_a_run_is_shown_to_people(sora, finished, debug):
   done = sora("inspect", f"--workdir={finished}")
   assert f"step           {debug.steps}\n" in done.err
   assert done.result["params_sha256"] in done.err
+  width = done.result["config"]["optim"]["ema_width"]
+  assert done.result["average_widths"] == {"ema": width}
+  assert f"ema            spread over {width:.2g} of the steps done" in done.err
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
