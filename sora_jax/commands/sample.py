@@ -10,10 +10,12 @@ from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import track
 from sora_jax.commands.run import open_run
-from sora_jax.generate.media import check_writable, write_mp4
+from sora_jax.generate.media import check_writable, write_mp4, write_png
 from sora_jax.generate.pipeline import Request
 from sora_jax.generate.sample import Settings
 
+KINDS = (".mp4", ".png")  # of files that are made; a picture is of a single frame
+MOST_DRAW = 2**63
 SHIFT_HELP = "of the solver's times towards noise; 1 is none, auto that of the run's training"
 
 
@@ -37,7 +39,7 @@ def parser():
     "--out",
     type=path_option,
     required=True,
-    help="MP4 file, or with --prompts a folder for 0000.mp4 …",
+    help="MP4 file (PNG with --seconds=0), or with --prompts a folder for 0000.mp4 …",
   )
   how = p.add_argument_group("size and sampler", "what is not given is the run's config.sample")
   how.add_argument("--seconds", type=float, help="length; 0 makes a single frame")
@@ -47,7 +49,20 @@ def parser():
   how.add_argument("--guidance", type=float, help="scale s of u + s(c-u); 1 is no guidance")
   how.add_argument("--solver", help="euler or heun")
   how.add_argument("--shift", type=read_shift, metavar="auto|NUMBER", help=SHIFT_HELP)
-  p.add_argument("--seed", type=int, default=0, help="same seed, same file")
+  p.add_argument("--seed", type=int, default=0, help="same seed and draw, same file")
+  p.add_argument(
+    "--draw",
+    type=int,
+    default=0,
+    help="tells samples of one seed apart; with --prompts that of the first caption, each later one"
+    " has one more (default 0)",
+  )
+  p.add_argument(
+    "--rows",
+    type=int,
+    help="videos made at once (default: config.sample.rows; fewer are quicker where there are few"
+    " captions, and others by rounding)",
+  )
   p.add_argument("--step", type=int, help="checkpoint; default: the newest")
   p.add_argument(
     "--weights",
@@ -63,19 +78,42 @@ def run(args) -> dict:
   if not 0 <= args.crf <= 51:
     raise BadInput(f"sample: --crf={args.crf} is not in 0 (best) to 51.")
   prompts = read_prompts(args)
+  if not 0 <= args.draw <= MOST_DRAW - len(prompts):
+    raise BadInput(f"sample: --draw={args.draw} is not between 0 and 2**63. Give a smaller one.")
   files = out_files(args, len(prompts))
   opened = open_run(args.workdir, step=args.step, weights=args.weights)
   size, settings = choose_settings(args, opened.config.sample)
-  requests = [Request(p, args.negative_prompt, i) for i, p in enumerate(prompts)]
-  rows = min(len(requests), opened.config.sample.rows)
+  requests = [Request(p, args.negative_prompt, args.draw + i) for i, p in enumerate(prompts)]
+  rows = opened.config.sample.rows if args.rows is None else args.rows
+  if files[0].suffix.lower() == ".png" and opened.pipeline.shape_of(**size).f > 1:
+    raise BadInput(f"sample: --out={files[0]} is a picture. Give x.mp4, or --seconds=0.")
+  settings = settings._replace(alpha=opened.pipeline.choose_shift(settings, **size))
   videos = opened.pipeline(requests, **size, settings=settings, rows=rows)
   for path, video in zip(files, track(videos, "sample", len(files)), strict=True):
-    write_mp4(path, video, size["fps"], crf=args.crf)
+    if path.suffix.lower() == ".png":
+      write_png(path, video[0])
+    else:
+      write_mp4(path, video, size["fps"], crf=args.crf)
+  return describe(opened.step, args.weights, files, requests, size, settings, rows)
+
+
+def describe(step: int, weights: str, files, requests, size: dict, settings: Settings, rows: int):
+  """What was made of what: enough to make any of the files again, alone."""
+  how = settings._asdict()
+  shift, seed = how.pop("alpha"), how.pop("seed")
   return {
     "files": [str(path) for path in files],
-    "step": opened.step,
-    "seed": args.seed,
-    "shift": opened.pipeline.choose_shift(settings, **size),
+    "samples": [
+      {"file": str(path), "prompt": one.prompt, "negative_prompt": one.negative, "draw": one.draw}
+      for path, one in zip(files, requests, strict=True)
+    ],
+    "step": step,
+    "weights": weights,
+    "seed": seed,
+    "rows": rows,
+    "shift": shift,
+    **how,
+    **size,
   }
 
 
@@ -107,6 +145,8 @@ def out_files(args, count: int) -> list[Path]:
   """Where the videos go; refuses a place that cannot be written before any work is done."""
   out = Path(args.out)
   if args.prompt is not None:
+    if out.suffix.lower() not in KINDS:
+      raise BadInput(f"sample: --out={out} is no file of {' or '.join(KINDS)}. Name one, as x.mp4.")
     check_writable(out)
     return [out]
   make_folder("--out", out)

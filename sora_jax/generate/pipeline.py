@@ -1,10 +1,11 @@
 """Text to video files: encoder, sampler and VAE of one run, put together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline.errors import BadInput
 from sora_jax.generate.encode import decode_latents, latent_shape
 from sora_jax.generate.sample import Caption, Sampler, Settings, Shape
 
@@ -20,6 +21,19 @@ class Request(NamedTuple):
   prompt: str
   negative: str
   draw: int
+
+
+def group_alike(kinds: Sequence[Hashable], size: int) -> list[list[int]]:
+  """Places of one kind, at most `size` in a group, ascending; groups by their first place."""
+  open_groups: dict[Hashable, list[int]] = {}
+  groups: list[list[int]] = []
+  for place, kind in enumerate(kinds):
+    if kind not in open_groups:
+      groups.append(open_groups.setdefault(kind, []))
+    open_groups[kind].append(place)
+    if len(open_groups[kind]) == size:
+      del open_groups[kind]
+  return groups
 
 
 class Pipeline(NamedTuple):
@@ -42,17 +56,26 @@ class Pipeline(NamedTuple):
   ) -> Iterator[np.ndarray]:
     """Videos uint8 [F,H,W,3] in the order of the requests, `rows` at a time.
 
-    A last group is filled up with repetitions, which are thrown away: one shape is compiled, and a
-    video does not depend on how many are asked for beyond a group.
+    A program always has `rows` rows and the slots that its own captions need: a video depends on
+    its request, `rows` and what is asked of all alone, and is the same bit for bit whatever is made
+    beside it. What a group lacks is filled up with repetitions, which are thrown away.
 
     Raises:
-      BadInput: a prompt longer than the encoder takes, or a size that VAE and patch cannot make.
+      BadInput: a prompt longer than the encoder takes, a size that VAE and patch cannot make, or no
+        rows.
     """
+    if rows < 1:
+      raise BadInput(f"sample: rows={rows} must be at least 1.")
     shape = self.shape_of(seconds=seconds, width=width, height=height, fps=fps)
     captions = self._captions([r.prompt for r in requests])
     negatives = self._captions([r.negative for r in requests])
-    for start in range(0, len(requests), rows):
-      place = [min(i, len(requests) - 1) for i in range(start, start + rows)]
+    slots = [
+      self.sampler.caption_slots(one, other, settings)
+      for one, other in zip(captions, negatives, strict=True)
+    ]
+    made: dict[int, np.ndarray] = {}  # at most rows - 1 of a kind wait for their turn
+    for group in group_alike(slots, rows):
+      place = [*group, *[group[-1]] * (rows - len(group))]
       latents = self.sampler(
         [captions[i] for i in place],
         [negatives[i] for i in place],
@@ -60,7 +83,12 @@ class Pipeline(NamedTuple):
         shape,
         settings,
       )
-      yield from decode_latents(self.vae, latents)[: len(requests) - start]
+      videos = decode_latents(self.vae, latents)
+      made |= {i: video.copy() for i, video in zip(group, videos, strict=False)}
+      first = group[0]
+      while first in made:
+        yield made.pop(first)
+        first += 1
 
   def shape_of(self, *, seconds: float, width: int, height: int, fps: float) -> Shape:
     """The latent shape of a video. Raises BadInput: VAE and patch cannot make it."""

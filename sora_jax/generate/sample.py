@@ -141,6 +141,12 @@ class Sampler:
     """The shift of the times: the one asked for, or that of training at this many patches."""
     return settings.alpha or self._density.sampling_shift(token_count(shape[:3], self.patch))
 
+  def caption_slots(self, caption, negative, settings: Settings) -> int:
+    """Caption slots of a sample's row: its captions' tokens, in steps of CAPTION_STEP."""
+    said = [caption] if settings.guidance == 1.0 else [caption, negative]
+    tokens = sum(max(1, len(one.ids)) if one else 1 for one in said)  # none is a token too
+    return -(-tokens // CAPTION_STEP) * CAPTION_STEP
+
   def _rows(self, captions, negatives, draws, shape: Shape) -> dict:
     """A row for every sample: segment 1 has the caption, 2 the negative (no 2 where None)."""
     patches = token_count(shape[:3], self.patch)

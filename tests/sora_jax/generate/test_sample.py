@@ -193,6 +193,11 @@ def test_packs_what_is_asked_of_the_network(oracle, monkeypatch, guidance, segme
   oracle(CAPTIONS, NEGATIVES, DRAWS, SHAPE, Settings(1, guidance, "euler", 1.0, SEED))
   assert seen["draw"].shape[1] == seen["segment"].max() == segments
   assert (seen["token_index"] >= 0).sum(1).tolist() == [segments * PATCHES] * len(DRAWS)
+  settings = Settings(1, guidance, "euler", 1.0, SEED)
+  needed = [
+    oracle.caption_slots(*pair, settings) for pair in zip(CAPTIONS, NEGATIVES, strict=True)
+  ]
+  assert seen["text_ids"].shape[1] == max(needed)  # what groups are made by is what is packed
 
 
 def test_finds_the_patches_of_each_segment():
