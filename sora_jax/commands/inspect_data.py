@@ -21,7 +21,8 @@ def describe_dataset(path: str | os.PathLike) -> dict:
     JSON-able: `path`, `kind`, `name`, `version`, `fingerprint`, `meta`; `clips` (records, here and
     below: of latents they are renditions), and by name `splits`; of clips `storage` and `pixels`;
     of latents `renditions`, `of_clips` (distinct ones; None of more than 10,000 renditions, whose
-    ids would have to be read), `tokens` (patches of 1x1x1), `latent_channels`, and by text encoder
+    ids would have to be read), `tokens` (patches of 1x1x1), `latent_channels`, `time_factor` (None
+    without the VAE that says it), and by text encoder
     `text_state_width` (None: no states) and `caption_tokens` (`total`, `mean`, `max` of a caption,
     None without captions); `shapes` ([{f, h, w or frames, height, width, clips}], most frequent
     first); `fps` (clips by rate); `sources`; `captions`
@@ -76,9 +77,15 @@ def _count_frames(dataset: Dataset, frames: np.ndarray) -> np.ndarray | None:
   """int64: pixel frames, of latents 1 + k(f-1) with the time factor of their VAE."""
   if dataset.kind == "clip":
     return frames
+  factor = _time_factor_of(dataset)
+  return None if factor is None else 1 + (frames - 1) * factor
+
+
+def _time_factor_of(dataset: Dataset) -> int | None:
+  """That of a latent dataset; None where neither its meta nor a VAE in it says it."""
   if "time_factor" not in dataset.meta and not (dataset.path / "vae").is_dir():
     return None
-  return 1 + (frames - 1) * dataset.time_factor
+  return dataset.time_factor
 
 
 def _latent_facts(dataset: Dataset, sides: np.ndarray) -> dict:
@@ -88,6 +95,7 @@ def _latent_facts(dataset: Dataset, sides: np.ndarray) -> dict:
     "of_clips": _count_clips(dataset),
     "tokens": int(sides.prod(axis=1).sum()),
     "latent_channels": dataset.latent_channels,
+    "time_factor": _time_factor_of(dataset),
     "text_state_width": {name: dataset.state_width(name) for name in names},
     "caption_tokens": {name: _sum_up(dataset.caption_tokens(name)) for name in names},
   }

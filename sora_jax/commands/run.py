@@ -16,7 +16,7 @@ from sora_jax.models.dit import DiT
 from sora_jax.models.frozen_vae import load_frozen_vae
 from sora_jax.models.text.encoder import describe
 from sora_jax.models.text.registry import load_frozen_text_encoder
-from sora_jax.train.migrations import migrate
+from sora_jax.train.migrations import check_time_factor, migrate, version_of
 from sora_jax.train.weights import Origin, read_weights, replace_params
 from sora_jax.train.workdir import open_run_folder
 
@@ -29,8 +29,8 @@ class Run(NamedTuple):
   pipeline: Pipeline
 
 
-def read_config(folder: Path) -> ConfigDict:
-  """The config that a DiT was trained with, as this version knows it.
+def read_config(folder: Path) -> tuple[ConfigDict, int]:
+  """The config that a DiT was trained with, as this version knows it, and the version it was of.
 
   Raises:
     BadInput: damaged, of another kind of model, or of a version with other settings.
@@ -43,6 +43,7 @@ def read_config(folder: Path) -> ConfigDict:
     raise BadInput(f"run: {path} is damaged ({error!r}). Copy the run again.") from error
   if model != "dit":
     raise BadInput(f"--workdir={folder} is a run of a {model}. Give the workdir of a DiT.")
+  version = version_of(saved, f"run: {path}")
   saved, line = migrate(saved, f"run: {path}")
   if line:
     say(line)
@@ -53,7 +54,7 @@ def read_config(folder: Path) -> ConfigDict:
       f"run: {path} lacks {', '.join(lacking)}: another version of sora_jax trained it. "
       "Sample with that version, or train anew."
     )
-  return ConfigDict(saved)
+  return ConfigDict(saved), version
 
 
 def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
@@ -71,8 +72,9 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
     raise BadInput(
       f"--workdir={workdir} holds no run (no config.json). Give a workdir of sora train."
     )
-  config = read_config(folder)
+  config, version = read_config(folder)
   vae = load_frozen_vae(folder / "frozen" / "vae")
+  check_time_factor(version, vae.time_factor, f"--workdir={workdir}")
   encoder = load_frozen_text_encoder(folder / "frozen" / "text")
   text = describe(encoder)
   settings = dit_settings(config, latent_channels=vae.latent_channels, text=text)

@@ -21,6 +21,7 @@ from data_pipeline.row import check_alike
 from sora_jax.build.attention import attention_backend, build_attention
 from sora_jax.build.dit import check_patch, dit_task
 from sora_jax.build.migrations import fill_in
+from sora_jax.build.positions import warn_aliasing
 from sora_jax.build.run import build_mesh, build_optimizer, build_schedule, check_microbatches
 from sora_jax.build.vae import clips_of, vae_task
 from sora_jax.commands.data import make_world
@@ -41,8 +42,9 @@ from sora_jax.parallel import hosts
 from sora_jax.parallel.broadcast import slice_count
 from sora_jax.train.checkpoint import LAG, Checkpoints
 from sora_jax.train.hashes import tree_sha256
+from sora_jax.train.migrations import check_time_factor, version_of
 from sora_jax.train.ranges import check_ranges
-from sora_jax.train.run_folder import check_workdir, lock, tell
+from sora_jax.train.run_folder import check_workdir, lock, saved_config, tell
 from sora_jax.train.session import train
 from sora_jax.train.stop import leaving_at_signals
 from sora_jax.train.task import Schedule
@@ -169,6 +171,11 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh, push) -> dict:
   if is_dit:
     text = choose_tokenizer(datasets, config.data.text)
     check_alike(datasets, text)
+    if saved := saved_config(workdir):
+      version = version_of(saved, f"train: {workdir}")
+      check_time_factor(version, datasets[0].time_factor, f"train: {workdir}")
+    for line in warn_aliasing(config, datasets):
+      tell(f"train: {line}")
     if origin.run and not has_begun(workdir):
       check_origin(origin, made_with(datasets[0], text))
     keep = lambda: keep_frozen(datasets[0], text, workdir)  # noqa: E731

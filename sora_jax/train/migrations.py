@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from data_pipeline.errors import BadInput
 
 VERSION = 2  # that of experiments/common.py
+FACTOR_OF_VERSION_1 = 4  # frames a latent, whatever the VAE had
 
 
 class Added(NamedTuple):
@@ -128,6 +129,23 @@ def migrate(config: Mapping, where: str) -> tuple[dict, str]:
     *groups, name = one.key.split(".")
     functools.reduce(dict.__getitem__, groups, new)[name] = one.old
   return new | {"version": VERSION}, describe(config, where, filled)
+
+
+def check_time_factor(version: int, time_factor: int, where: str) -> None:
+  """Refuses to go on with a model whose latents stood at wrong seconds.
+
+  Args:
+    version: of the settings that it was trained with.
+    time_factor: of the VAE that made its latents.
+    where: what it is, for people.
+  Raises:
+    BadInput: that version took the factor for another.
+  """
+  if version == 1 and time_factor != FACTOR_OF_VERSION_1:
+    raise BadInput(
+      f"{where} is of version 1, which took time_factor={FACTOR_OF_VERSION_1} for every VAE's, and "
+      f"its VAE has {time_factor}: the model learnt wrong seconds. Train anew, or use that version."
+    )
 
 
 def describe(config: Mapping, where: str, filled: list[Added]) -> str:

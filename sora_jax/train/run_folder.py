@@ -24,13 +24,21 @@ def check_workdir(workdir: Path, config: dict) -> None:
   Raises:
     BadInput: a setting changed that may not.
   """
+  saved = saved_config(workdir)
+  if saved is not None:
+    check_config(saved, config)
+
+
+def saved_config(workdir: Path) -> dict | None:
+  """The config of a workdir's newest checkpoint; None where there is none, or a damaged one."""
   folder = checkpoints_of(workdir)
   if folder.is_dir():
     with Checkpoints(folder, read_only=True) as checkpoints:
       step = checkpoints.latest_step()
       with contextlib.suppress(Damaged):  # the session puts it aside
         if step is not None:
-          check_config(checkpoints.describe(step)[1]["config"], config)
+          return checkpoints.describe(step)[1]["config"]
+  return None
 
 
 @contextlib.contextmanager
