@@ -11,10 +11,12 @@ from data_pipeline import loader, tokens
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import LatentRecord
+from data_pipeline.row import RowReader
 from data_pipeline.writer import DatasetWriter
 from packed import (
   DATA,
   PATCH,
+  SMALL,
   Clips,
   N,
   assert_same,
@@ -240,3 +242,19 @@ def test_an_index_that_lies_is_found_out(column, step):
   batches = open_batches(clips, slots=256, caption_slots=64)
   with pytest.raises(BadInput, match=r"loader: clip row \d+ holds .* Rebuild the index"):
     take(batches, 4)
+
+
+def test_first_frames_are_given_by_seed_stage_and_draw():
+  """Each stage draws anew which clips are animated from their first frame; half of them, here."""
+  draws = range(400)
+
+  def chosen(*counters):
+    reader = RowReader([DATA], "words", SMALL, 0.5, counters)
+    return [reader._given((2, 1, 1), draw) is not None for draw in draws]
+
+  patterns = [chosen(3, 0), chosen(3, 1), chosen(4, 0)]
+  assert chosen(3, 0) == patterns[0]
+  for i, one in enumerate(patterns):
+    assert abs(sum(one) - 200) < 60  # six standard deviations
+    for other in patterns[:i]:
+      assert abs(sum(a == b for a, b in zip(one, other, strict=True)) - 200) < 60

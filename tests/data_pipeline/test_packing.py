@@ -261,3 +261,10 @@ def test_other_bad_input():
   for patch in [(0, 2, 2), (1, 2, -1), (2, 2), (1, 2.0, 2)]:
     with pytest.raises(BadInput, match=r"patch=\(.*\) is not three whole sides"):
       dataclasses.replace(SMALL, patch=patch)
+
+
+def test_a_pair_of_tokens_costs_what_its_products_do():
+  """A layer of width d: 12 d² multiply-adds a token, and d each for q·k and weights·v of a pair."""
+  for width in (96, 768):
+    token, pair = packing.cost_of(width)
+    assert pair / token == pytest.approx((width + width) / (12 * width**2))

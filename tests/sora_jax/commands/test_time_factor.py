@@ -13,6 +13,7 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.loader import latent_batches
 from data_pipeline.records import ClipRecord
+from data_pipeline.time_factor import time_factor_of
 from data_pipeline.writer import DatasetWriter
 from sora_jax.attention.registry import segment_attention
 from sora_jax.build.positions import slowest_patches, warn_aliasing
@@ -150,6 +151,16 @@ def test_refuses_a_factor_that_is_not_the_vaes(copied, latents, tmp_path):
   with pytest.raises(BadInput, match="has frames=9, but its 5 latents cover 17 by time_factor=4"):
     next(loaded)
   loaded.close()
+
+
+@pytest.mark.parametrize("strides", [[[4, 8]], [[1, 4], [4, 2]], [[2, 2], [3, 4]]])
+def test_the_factor_of_a_kept_vae_is_the_product_of_its_strides(tmp_path, strides):
+  codec = dict(name="vae", widths=[8] * len(strides), blocks=[1] * len(strides), strides=strides)
+  codec |= dict(taps=2, latent_channels=3, dtype="float32")
+  (tmp_path / "vae").mkdir()
+  (tmp_path / "vae" / "config.json").write_text(json.dumps({"codec": codec}))
+  model = nnx.eval_shape(lambda: make_codec(codec, seed=0))
+  assert time_factor_of({}, tmp_path) == model.time_factor == np.prod([s[0] for s in strides])
 
 
 @pytest.mark.parametrize("factor", [0, "2", True])

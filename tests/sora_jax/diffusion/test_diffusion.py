@@ -9,7 +9,7 @@ from scipy import stats
 from data_pipeline.errors import BadInput
 from sora_jax.diffusion import objective, path, time
 from sora_jax.diffusion.guidance import classifier_free_guidance
-from sora_jax.diffusion.noise import segment_uniform, token_normal
+from sora_jax.diffusion.noise import PURPOSES, segment_keys, segment_uniform, token_normal
 from sora_jax.diffusion.samplers import integrate, time_grid
 
 SHIFTED = dict(
@@ -54,6 +54,17 @@ def test_both_predictions_score_the_same_velocity(points):
   v_hat = path.velocity_from_clean(z, x_hat, t, 0.05)
   as_velocity = objective.velocity_error("velocity", v_hat, x, e, z, t, 0.05)
   np.testing.assert_allclose(as_clean, as_velocity, rtol=1e-3)
+
+
+def test_clean_error_is_that_of_the_patch_below_the_clamp(points):
+  """Its target is clamped as the prediction is, so the clean patch itself has no error there."""
+  x, e, t = points
+  t, t_min = t / 30, 0.05  # of 0.003 to 0.033
+  z = path.interpolate(x, e, t)
+  exact = objective.velocity_error("clean", x, x, e, z, t, t_min)
+  np.testing.assert_array_equal(exact, np.zeros(t.shape))
+  off = objective.velocity_error("clean", x + 0.3, x, e, z, t, t_min)
+  np.testing.assert_allclose(off, np.full(t.shape, 0.3**2 / t_min**2), rtol=1e-4)
 
 
 def test_weighted_mean_ignores_what_weighs_nothing():
@@ -133,6 +144,13 @@ def test_solver_converges_at_its_order(solver, order):
   assert slope == pytest.approx(order, abs=0.1), errors
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_no_solver_asks_for_the_velocity_of_data(solver):
+  """At t = 0 a clean prediction has no velocity: (z - x) / 0."""
+  velocity = lambda z, t: jnp.where(t > 0, z, jnp.nan)  # noqa: E731
+  assert np.isfinite(integrate(solver, velocity, jnp.ones(3), time_grid(4, 3.0))).all()
+
+
 def test_time_grid_and_bad_solver():
   np.testing.assert_allclose(time_grid(2, 3.0), [1, 0.75, 0])
   with pytest.raises(BadInput, match="steps=0 must be at least 1"):
@@ -152,6 +170,12 @@ def test_noise_follows_the_segment_not_its_place():
   assert not np.any(here[0, 0] == here[0, 1]) and not np.any(here[0, 0] == here[0, 2])
   other = token_normal(0, "sample", draw, jnp.array([[1, 1, 2, 0]]), jnp.array([[0, 1, 0, -1]]), 6)
   assert not np.any(here[0, :3] == other[0, :3])
+
+
+def test_no_two_purposes_share_their_numbers():
+  draw = jnp.array([[[0, 7]]], jnp.uint32)
+  keys = [jax.random.key_data(segment_keys(0, purpose, draw)).tobytes() for purpose in PURPOSES]
+  assert len(set(keys)) == len(PURPOSES) >= 4
 
 
 def test_noise_is_normal_and_times_are_uniform():

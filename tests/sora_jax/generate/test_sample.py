@@ -200,6 +200,26 @@ def test_packs_what_is_asked_of_the_network(oracle, monkeypatch, guidance, segme
   assert seen["text_ids"].shape[1] == max(needed)  # what groups are made by is what is packed
 
 
+@pytest.mark.parametrize(("fps", "alpha"), [(8.0, 0.0), (24.0, 1.0), (6.0, 2.5)])
+def test_times_and_places_are_those_of_the_sample(oracle, monkeypatch, fps, alpha):
+  """The shift that was asked for, or that of training at 4 patches: sqrt(4 / 1), over the mean."""
+  seen = {}
+
+  def run(params, batch, times, *rest, **settings):
+    seen.update(batch, times=times)
+    return np.zeros((len(DRAWS), PATCHES, PATCH_DIM))
+
+  monkeypatch.setattr(oracle, "_run", run)
+  settings, shape = Settings(3, 1.0, "euler", alpha, SEED), SHAPE._replace(fps=fps)
+  oracle(CAPTIONS, NEGATIVES, DRAWS, shape, settings)
+  shift = alpha or 2 * np.exp(0.5)
+  assert oracle.choose_shift(settings, shape) == pytest.approx(shift)
+  even = np.array([1, 2 / 3, 1 / 3, 0])
+  np.testing.assert_allclose(seen["times"], shift * even / (1 + (shift - 1) * even), rtol=1e-5)
+  seconds = seen["position"][0][seen["token_index"][0] >= 0, 0]
+  np.testing.assert_allclose(seconds, [0, 0, 2.5 / fps, 2.5 / fps], rtol=1e-6)
+
+
 def test_finds_the_patches_of_each_segment():
   batch = {
     "segment": jnp.asarray([[1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 0, 0]]),

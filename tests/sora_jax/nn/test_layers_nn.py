@@ -14,7 +14,7 @@ from sora_jax.attention.registry import segment_attention
 from sora_jax.nn.block import MLP, Attention, Block, layer_norm
 from sora_jax.nn.embed import CaptionPool, LevelEmbedding, sinusoidal
 from sora_jax.nn.gather import gather_rows
-from sora_jax.nn.rope import rotary_angles, rotary_frequencies, rotate
+from sora_jax.nn.rope import fourier_features, rotary_angles, rotary_frequencies, rotate
 
 SECONDS = (2.0, 128.0)  # shortest and longest period in time
 
@@ -49,6 +49,31 @@ def test_each_pair_turns_with_one_axis():
   assert np.all(np.sum(table > 0, 0) == 1) and np.all(np.sum(table > 0, 1) == 8)
   with pytest.raises(BadInput, match="head_dim=36 is not a multiple of 8"):
     rotary_frequencies(36, SECONDS)
+
+
+def test_periods_are_whole_turns():
+  """Each axis has its shortest and longest period, in seconds, latent cells and caption tokens."""
+  table = rotary_frequencies(64, SECONDS)
+  periods = [np.sort(2 * np.pi / row[row > 0]) for row in table]
+  ends = [(2, 128), (4, 512), (4, 512), (4, 2048)]
+  np.testing.assert_allclose([(one[0], one[-1]) for one in periods], ends, rtol=1e-6)
+  for one in periods:  # spaced geometrically
+    np.testing.assert_allclose(one[1:] / one[:-1], one[1] / one[0], rtol=1e-5)
+  once = jnp.asarray(np.diag([2.0, 4.0, 4.0, 4.0])[None], jnp.float32)  # a period along each axis
+  turns = np.asarray(rotary_angles(once, 64, SECONDS))[0] / (2 * np.pi)
+  assert [row.max() for row in turns] == pytest.approx([1.0] * 4)
+  placed = fourier_features(once, 64, SECONDS)
+  angles = rotary_angles(once, 64, SECONDS)
+  wanted = np.concatenate([np.cos(angles), np.sin(angles)], -1)
+  np.testing.assert_allclose(placed, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "seconds", [(0.0, 128.0), (2.0,), (2.0, 2.0), (2.0, float("nan")), "ab", None, (True, 2.0)]
+)
+def test_refuses_periods_that_are_none(seconds):
+  with pytest.raises(BadInput, match=r"rotary_seconds=.* is no \(shortest, longest\) period"):
+    rotary_frequencies(64, seconds)
 
 
 def test_gather_and_its_gradient_match_indexing():
