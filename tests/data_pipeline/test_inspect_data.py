@@ -85,6 +85,7 @@ def test_describes_latents(latents):
     "splits": {"train": 3, "held_out": 1},
     "tokens": 4 + 24 + 24 + 80,
     "latent_channels": 4,
+    "time_factor": None,
     "text_state_width": {"words": None},
     "caption_tokens": {"words": {"total": 15, "mean": 2.5, "max": 4}},
     "shapes": [
