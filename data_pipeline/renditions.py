@@ -86,6 +86,11 @@ def read_rules(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Rule]:
 
 
 def _read_rule(name: str, values: Mapping[str, Any]) -> Rule:
+  if not isinstance(values, Mapping):
+    raise BadInput(
+      f"encode: encode.renditions.{name}={values!r} is no rendition. Give its settings, such as "
+      "dict(pixels=65536)."
+    )
   known = {field.name: field.type for field in dataclasses.fields(Rule)}
   for key, value in values.items():
     where = f"encode: encode.renditions.{name}.{key}={value!r}"

@@ -25,6 +25,7 @@ FLOOR = {package: number for number, packages in enumerate(FLOORS) for package i
 # What all of sora_jax may know of data_pipeline, what evals also may; commands may know everything.
 SHARED = {
   "errors",
+  "kinds",
   "records",
   "dataset",
   "tokens",

@@ -1,6 +1,7 @@
 """Which captions a clip gets: settings of `data_pipeline.curate.captions`."""
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,14 +97,12 @@ def read_settings(config: Mapping[str, Any]) -> CaptionSettings:
   Raises:
     BadInput: a field is missing, unknown or unusable.
   """
-  _check_fields("curate.captions", CaptionSettings, config)
-  prompts = tuple(make(Prompt, "curate.captions.prompts", prompt) for prompt in config["prompts"])
-  chat = None
-  if prompts:
-    _check_fields("curate.captions.chat", ChatSettings, config["chat"])
-    chat = ChatSettings(**config["chat"])
-  return CaptionSettings(**{**config, "prompts": prompts, "chat": chat})
-
-
-def _check_fields(where: str, kind: Any, config: Mapping[str, Any]) -> None:
-  check_names(where, {field.name for field in dataclasses.fields(kind)}, set(config))
+  hints = typing.get_type_hints(CaptionSettings)
+  if not isinstance(config, Mapping):
+    raise BadInput(f"curate.captions={config!r} is no section. Give its settings by name.")
+  check_names("curate.captions", set(hints), set(config))
+  del hints["chat"]  # looked at only where somebody is asked
+  made = {name: make(hints[name], f"curate.captions.{name}", config[name]) for name in hints}
+  asks = bool(made["prompts"])
+  chat = make(ChatSettings, "curate.captions.chat", config["chat"]) if asks else None
+  return CaptionSettings(**made, chat=chat)

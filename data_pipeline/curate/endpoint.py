@@ -68,10 +68,12 @@ class ChatSettings:
       )
     if not self.model:
       raise BadInput("captions: model='' names no model. Name one that the endpoint has.")
-    for name in ("max_side", "concurrency", "tries", "give_up"):
-      check_range(f"curate.captions.chat.{name}", getattr(self, name), 1)
-    check_range("curate.captions.chat.timeout_seconds", self.timeout_seconds, 0.01)
-    for name in ("wait_seconds", "prompt_price", "completion_price"):
+    for name, most in (("max_side", 2**14), ("concurrency", 4096), ("tries", 1000)):
+      check_range(f"curate.captions.chat.{name}", getattr(self, name), 1, most)
+    check_range("curate.captions.chat.give_up", self.give_up, 1)
+    check_range("curate.captions.chat.timeout_seconds", self.timeout_seconds, 0.01, 1e6)
+    check_range("curate.captions.chat.wait_seconds", self.wait_seconds, 0, 1e6)
+    for name in ("prompt_price", "completion_price"):
       check_range(f"curate.captions.chat.{name}", getattr(self, name), 0)
     check_range("curate.captions.chat.jpeg_quality", self.jpeg_quality, 1, 95)
     if own := {"model", "messages", "stream", "n"} & set(self.request):

@@ -1,5 +1,6 @@
 """Frozen dataclasses out of plain values, with errors that a user can mend."""
 
+import collections.abc
 import dataclasses
 import math
 import types
@@ -11,10 +12,11 @@ from data_pipeline.errors import BadInput
 
 
 def make(kind: Any, where: str, value: Any) -> Any:
-  """A value of a type, or of a dataclass whose fields a mapping names, each of its own type.
+  """Makes a value of a type, or of a dataclass whose fields a mapping names, each of its own type.
 
   Args:
-    kind: int, float, str, bool, one of them or None, or a dataclass of such.
+    kind: int, float, str, bool, one of them or None, or a dataclass, `tuple[kind, ...]` or
+      `Mapping[str, kind]` of such; `Any` takes what comes.
     where: name of the setting, for errors.
   Raises:
     BadInput: a name is missing or unknown, or a value of another type.
@@ -26,6 +28,16 @@ def make(kind: Any, where: str, value: Any) -> Any:
     check_names(where, set(hints), set(value))
     made = {name: make(hints[name], f"{where}.{name}", value[name]) for name in hints}
     return typing.cast(Any, kind)(**made)
+  if kind is Any:
+    return value
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, (list, tuple)):
+      raise BadInput(f"{where}={value!r} is no tuple. Correct it.")
+    return tuple(make(kind.__args__[0], where, one) for one in value)
+  if typing.get_origin(kind) is collections.abc.Mapping:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+      raise BadInput(f"{where}={value!r} is no section. Give its settings by name.")
+    return {name: make(kind.__args__[1], f"{where}.{name}", one) for name, one in value.items()}
   kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
   if float in kinds and type(value) is int:
     value = float(value)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,12 @@ from data_pipeline.video_writer import CODECS, MAX_SIDE
 
 CUT_VERSION = 4  # of what `cut_source` makes; another one makes everything anew
 _UNKNOWN_SECONDS = 4 * 3600.0
+MAX_SECONDS = 2e6  # that a process can wait for another: 2**31 milliseconds
+_MOST = {
+  "timeout_seconds": MAX_SECONDS,
+  "timeout_seconds_per_megabyte": MAX_SECONDS,
+  "memory_bytes": 2**50,
+}
 _MAY_BE_SMALL = frozenset(
   {"timeout_seconds_per_megabyte", "max_held_seconds", "free_pixels", "pixels_per_byte"}
 )
@@ -61,13 +68,13 @@ class Decode:
   def __post_init__(self) -> None:
     for name, value in vars(self).items():
       least = 0 if name in _MAY_BE_SMALL else 1
-      check_range(f"curate.decode.{name}", value, least)
+      check_range(f"curate.decode.{name}", value, least, _MOST.get(name, math.inf))
 
   def seconds(self, size: int) -> float:
     """Time that a source of `size` bytes may take; -1 where the size is not known."""
     if size < 0:
       return max(self.timeout_seconds, _UNKNOWN_SECONDS)
-    return self.timeout_seconds + self.timeout_seconds_per_megabyte * size / 1e6
+    return min(self.timeout_seconds + self.timeout_seconds_per_megabyte * size / 1e6, MAX_SECONDS)
 
   @property
   def limits(self) -> MediaLimits:
@@ -270,7 +277,7 @@ class Write:
     check_choice("curate.write.codec", self.codec, CODECS)
     check_choice("curate.write.inherit_captions", self.inherit_captions, _INHERIT)
     check_range("curate.write.quality", self.quality, 0, 51)
-    check_range("curate.write.shard_bytes", self.shard_bytes, 1)
+    check_range("curate.write.shard_bytes", self.shard_bytes, 1, 2**50)
     check_range("curate.write.max_side", self.max_side, 1, MAX_SIDE)
     check_range("curate.write.held_out_fraction", self.held_out_fraction, 0, 1)
 
@@ -323,6 +330,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     BadInput: a setting is missing, unknown, of another type, or out of its range.
   """
   fields: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Settings)}
+  if not isinstance(config, Mapping):
+    raise BadInput(f"curate={config!r} is no section. Give its settings by name.")
   check_names("curate", set(fields), set(config))
   del fields["captions"]
   parts = {name: make(kind, f"curate.{name}", config[name]) for name, kind in fields.items()}

@@ -43,20 +43,6 @@ DIT_SETTINGS = (
 MIX_SETTINGS = ("weights", "caption_weights", "skip_steps")  # of `config.data`, how clips are drawn
 
 
-def check_patch(patch):
-  """Raises BadInput for a patch that is not three positive sides."""
-  if len(patch) != 3 or min(patch) < 1:
-    raise BadInput(f"config: model.patch={tuple(patch)} is not (frames, rows, columns), each >= 1.")
-
-
-def check_prediction(config):
-  """Raises BadInput for what a network cannot predict."""
-  if config.model.prediction not in ("clean", "velocity"):
-    raise BadInput(
-      f"dit: prediction={config.model.prediction!r} is not one of ['clean', 'velocity']."
-    )
-
-
 def dit_settings(config, *, latent_channels: int, text: dict) -> dict:
   """Arguments of `DiT` that config, VAE and text encoder decide together."""
   pt, ph, pw = config.model.patch
@@ -98,7 +84,6 @@ def loss_settings(config, mesh) -> dict:
 
 def dit_learning(config, mesh, settings: dict) -> dict:
   """What a DiT's `Task` has that no data decide; `settings` are those of `dit_settings`."""
-  check_prediction(config)
   optimizer, averages = build_optimizer(config)
   density = make_density(**config.diffusion.density)
   weighting = make_weighting(**config.diffusion.weighting)

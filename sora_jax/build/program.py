@@ -9,8 +9,7 @@ import ml_dtypes
 from data_pipeline.errors import BadInput
 from data_pipeline.tokens import empty_rows
 from sora_jax.build.attention import attention_backend
-from sora_jax.build.dit import check_patch, dit_learning, dit_settings, flop_settings
-from sora_jax.build.run import build_schedule
+from sora_jax.build.dit import dit_learning, dit_settings, flop_settings
 from sora_jax.parallel.mesh import mesh_ranks
 from sora_jax.parallel.place import HOST_KEYS, batch_sharding
 from sora_jax.plan.compile import Program
@@ -73,17 +72,20 @@ def check_plannable(config) -> None:
     raise BadInput(
       "plan: the config has no `plan`, what its data will be. Add one (experiments/common.py)."
     )
-  check_patch(config.model.patch)
-  build_schedule(config)
-  clips = config.plan.clips
-  pairs = isinstance(clips, tuple) and all(
-    isinstance(one, tuple) and len(one) == 2 and all(isinstance(x, (int, float)) for x in one)
-    for one in clips
-  )
-  if not clips or not pairs or any(not 0 < t <= config.data.slots or s <= 0 for t, s in clips):
+  tokens, wanted = [length for length, _ in config.plan.clips], config.plan
+  if max(tokens) > config.data.slots:
     raise BadInput(
-      f"plan: plan.clips={config.plan.clips} has to be ((tokens, share), ...), of 1 to"
-      f" data.slots={config.data.slots} tokens each and shares above 0. Correct it."
+      f"plan: plan.clips={wanted.clips} has to be ((tokens, share), ...), of 1 to"
+      f" data.slots={config.data.slots} tokens each. Correct it."
+    )
+  if wanted.caption_tokens >= min(tokens):
+    raise BadInput(
+      f"plan: plan.caption_tokens={wanted.caption_tokens} leaves no patch of a clip of"
+      f" {min(tokens)} tokens (plan.clips, which counts both). Lower it."
+    )
+  if not (wanted.text_width or wanted.vocabulary):
+    raise BadInput(
+      "plan: plan.text_width=0 and plan.vocabulary=0 leave captions nothing to be. Set one of them."
     )
 
 

@@ -12,6 +12,7 @@ from data_pipeline.errors import BadInput
 from data_pipeline.film.fetch import fetch_film, read_film
 from data_pipeline.folder import absolute, neighbour
 from data_pipeline.worlds.physworld import WORLD_VERSION
+from data_pipeline.worlds.settings import check_world
 from data_pipeline.worlds.write import world_records
 from data_pipeline.writer import DatasetWriter
 from sora_jax.commands.config_files import shipped_file
@@ -52,6 +53,7 @@ def run(args) -> dict:
 
 def build_world(config: Mapping, out: Path) -> dict:
   """The clips of `config.world`."""
+  check_world(config["world"])
   dataset = make_world(config["world"], out)
   return {"clips": len(dataset), "fingerprint": dataset.fingerprint}
 

@@ -122,7 +122,6 @@ def load_config(words: list[str]):
     sys.path.insert(0, folder)
   try:
     values(["sora", *words])
-    _check_tuples(holder.value, words, path)
     expand_settings(holder.value)
     return holder.value
   except BadInput:
@@ -157,40 +156,6 @@ def _explain(error, words, path):
 def _overridden(words):
   """Dotted names of the settings that a command line changes."""
   return [w[len("--config.") :].partition("=")[0] for w in words if w.startswith("--config.")]
-
-
-def _check_tuples(config, words, path):
-  """Compares tuples with those of the file, entry by entry: ml_collections takes any literal.
-
-  One that the file leaves empty tells no kind.
-  """
-  changed = flatten(config.to_dict())
-  known = _known_keys(path)
-  for key in _overridden(words):
-    value, default = changed[key], known[key]
-    if isinstance(default, tuple) and default and not _is_like(value, default):
-      raise BadInput(f"config: {key}={value!r} is of another kind than {default!r} ({path}).")
-
-
-def _is_like(value, default) -> bool:
-  """Whether a tuple has entries of the default's kinds; its own length is free.
-
-  Entries that are tuples themselves agree with the default's first one in length and place by
-  place.
-  """
-  if isinstance(default[0], tuple):
-    return all(
-      isinstance(entry, tuple)
-      and len(entry) == len(default[0])
-      and all(_is_kind(one, type(like)) for one, like in zip(entry, default[0], strict=True))
-      for entry in value
-    )
-  return all(any(_is_kind(entry, type(like)) for like in default) for entry in value)
-
-
-def _is_kind(value, kind: type) -> bool:
-  """An integer is a float too, but not the other way round."""
-  return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _known_keys(path):

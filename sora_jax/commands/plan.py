@@ -9,7 +9,6 @@ import jax
 
 from data_pipeline.errors import BadInput
 from sora_jax.build.attention import attention_backend
-from sora_jax.build.migrations import fill_in
 from sora_jax.build.program import (
   build_program,
   check_plannable,
@@ -21,6 +20,7 @@ from sora_jax.commands.options import make_parser
 from sora_jax.commands.plan_cache import cache_file, keep_plan, read_plan
 from sora_jax.commands.plan_table import print_plan, print_ranking
 from sora_jax.commands.progress import say
+from sora_jax.commands.settle import settle
 from sora_jax.nn.block import mlp_hidden
 from sora_jax.parallel.mesh import AXES, make_mesh
 from sora_jax.plan.compile import CompilerFailed, Refused, compile_program
@@ -29,7 +29,6 @@ from sora_jax.plan.kernels import BLOCKS
 from sora_jax.plan.pods import GIB, Pod, describe_devices, parse_topology
 from sora_jax.plan.result import Run, advise, advise_on, describe_plan
 from sora_jax.plan.search import Model, candidates
-from sora_jax.train.ranges import check_ranges
 
 
 class DoesNotFit(BadInput):
@@ -71,15 +70,13 @@ def parser():
 
 def run(args) -> dict:
   config, price = args.config, args.price
-  if line := fill_in(config, args.config_file):
-    say(f"plan: {line}")
+  settle(config, args.config_file, "plan")
   if not 0 <= price < math.inf:
     raise BadInput(f"plan: --price={price} is no price. Give that of a chip and hour.")
   if args.search and args.mesh:
     raise BadInput("plan: --search finds meshes, --mesh names one. Give one of them.")
   jax.config.update("jax_platforms", "cpu")  # nothing runs: no device is taken from anyone
   check_plannable(config)
-  check_ranges(json.loads(config.to_json()))
   if args.mesh:
     config.mesh.update(parse_mesh(args.mesh))
   pod = parse_topology(args.topology, slices=max(1, config.mesh.slices))

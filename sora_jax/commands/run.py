@@ -9,7 +9,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import BadInput
-from sora_jax.build.dit import DIT_SETTINGS, build_sampler, dit_settings
+from sora_jax.build.dit import build_sampler, dit_settings
+from sora_jax.build.schema import check_trained
 from sora_jax.commands.progress import say
 from sora_jax.generate.pipeline import Pipeline
 from sora_jax.models.dit import DiT
@@ -47,13 +48,7 @@ def read_config(folder: Path) -> tuple[ConfigDict, int]:
   saved, line = migrate(saved, f"run: {path}")
   if line:
     say(line)
-  lacking = [name for name in DIT_SETTINGS if name not in saved["model"]]
-  lacking += [name for name in ("data", "diffusion", "sample") if name not in saved]
-  if lacking:
-    raise BadInput(
-      f"run: {path} lacks {', '.join(lacking)}: another version of sora_jax trained it. "
-      "Sample with that version, or train anew."
-    )
+  check_trained(saved, str(path))
   return ConfigDict(saved), version
 
 

@@ -19,8 +19,7 @@ from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.row import check_alike
 from sora_jax.build.attention import attention_backend, build_attention
-from sora_jax.build.dit import check_patch, dit_task
-from sora_jax.build.migrations import fill_in
+from sora_jax.build.dit import dit_task
 from sora_jax.build.positions import warn_aliasing
 from sora_jax.build.run import build_mesh, build_optimizer, build_schedule, check_microbatches
 from sora_jax.build.vae import clips_of, vae_task
@@ -29,6 +28,7 @@ from sora_jax.commands.encode import encode_dataset
 from sora_jax.commands.options import make_folder, make_parser
 from sora_jax.commands.paths import dataset_paths, path_option
 from sora_jax.commands.progress import say, track
+from sora_jax.commands.settle import settle
 from sora_jax.generate.encode import encode_clips
 from sora_jax.models.frozen_vae import (
   FrozenVAE,
@@ -37,13 +37,12 @@ from sora_jax.models.frozen_vae import (
   save_frozen_vae,
 )
 from sora_jax.models.text.registry import load_frozen_text_encoder, load_text_encoder
-from sora_jax.models.vae import CODECS, make_codec
+from sora_jax.models.vae import make_codec
 from sora_jax.parallel import hosts
 from sora_jax.parallel.broadcast import slice_count
 from sora_jax.train.checkpoint import LAG, Checkpoints
 from sora_jax.train.hashes import tree_sha256
 from sora_jax.train.migrations import check_time_factor, version_of
-from sora_jax.train.ranges import check_ranges
 from sora_jax.train.run_folder import check_workdir, lock, saved_config, tell
 from sora_jax.train.session import train
 from sora_jax.train.stop import leaving_at_signals
@@ -85,10 +84,8 @@ def parser():
 
 
 def run(args) -> dict | None:
-  if line := fill_in(args.config, args.config_file):
-    say(f"train: {line}")
+  settle(args.config, args.config_file, "train")
   wait = args.config.wait
-  check_ranges(json.loads(args.config.to_json()))
   with leaving_at_signals("train"):
     hosts.initialize(
       args.coordinator,
@@ -105,13 +102,6 @@ def run(args) -> dict | None:
 
 def run_training(config, workdir: Path) -> dict:
   """Refuses what is no run; else trains in the workdir, which no other process uses meanwhile."""
-  if config.model.name == "dit":
-    check_patch(config.model.patch)
-  elif config.model.name not in CODECS:
-    raise BadInput(
-      f"train: model.name={config.model.name!r} is not one of {['dit', *sorted(CODECS)]}."
-    )
-  check_ranges(json.loads(config.to_json()))
   schedule, mesh = build_schedule(config), build_mesh(config)
   # These refuse before data is made.
   build_optimizer(config)

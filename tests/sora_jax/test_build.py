@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from data_pipeline.errors import BadInput
 from experiments import common, demo
 from sora_jax.build.attention import attention_backend
-from sora_jax.build.dit import check_patch, check_prediction, dit_settings, dit_task, flop_settings
+from sora_jax.build.dit import dit_settings, dit_task, flop_settings
 from sora_jax.build.evaluation import held_out_hook
 from sora_jax.build.program import FILL, _fill
 from sora_jax.build.run import build_gradient, build_optimizer, build_schedule
@@ -19,12 +19,6 @@ from sora_jax.models.text.registry import load_text_encoder
 from sora_jax.train.spikes import SpikeSettings
 from sora_jax.train.state import State
 from sora_jax.train.task import Schedule, Waits
-
-
-@pytest.mark.parametrize("patch", [(2,), (1, 2), (1, 2, 2, 2), (0, 2, 2), (1, -2, 2)])
-def test_refuses_a_patch_without_three_sides(patch):
-  with pytest.raises(BadInput, match=r"model.patch=.* is not \(frames, rows, columns\)"):
-    check_patch(patch)
 
 
 def schedule(**changes):
@@ -85,11 +79,6 @@ def test_the_attention_of_a_config():
     attending(platform="gpu", attention_backend="tokamax", capability="8.0")
   with pytest.raises(BadInput, match="'tokamax' takes bfloat16, and model.dtype=float32"):
     attending(platform="gpu", attention_backend="tokamax", dtype="float32")
-
-
-def test_refuses_a_prediction_that_no_network_makes():
-  with pytest.raises(BadInput, match="prediction='noise' is not one of"):
-    check_prediction(ConfigDict(dict(model=dict(prediction="noise"))))
 
 
 def test_widths_come_from_latents_and_text():

@@ -67,7 +67,15 @@ def test_the_experiment_refuses_another_name_and_is_locked():
     ("write.inherit_captions", "some", "Use one of all, one_shot, none"),
     ("write.held_out_fraction", 1.5, "held_out_fraction=1.5 is not in 0..1"),
     ("write.max_side", 0, "curate.write.max_side=0 is not in 1..16384"),
-    ("decode.memory_bytes", 0, "curate.decode.memory_bytes=0 is not in 1..inf"),
+    ("decode.memory_bytes", 0, "curate.decode.memory_bytes=0 is not in 1..1.1259e"),
+    ("decode.memory_bytes", 2**60, r"decode.memory_bytes=1.15292e\+18 is not in 1..1.1259e\+15"),
+    ("decode.timeout_seconds", 1e30, r"decode.timeout_seconds=1e\+30 is not in 1..2e\+06"),
+    ("captions", None, "curate.captions=None is no section"),
+    ("captions.words", (), r"curate.captions.words=\(\) is no section"),
+    ("captions.words.motion", 3, "curate.captions.words.motion=3 is no tuple"),
+    ("captions.camera.static", 3, "curate.captions.camera.static=3 is no str"),
+    ("captions.prompts", "ab", "curate.captions.prompts='ab' is no tuple"),
+    ("captions.frames", "ab", "curate.captions.frames='ab' is no int"),
     ("windows.longest", 3.0, "curate.windows.longest is unknown. Its settings are max_seconds"),
     ("captions.measured", "no", "captions.measured='no' is unknown"),
   ],
@@ -132,4 +140,5 @@ def test_the_digest_changes_with_what_decides_the_cutting_only():
 def test_a_source_may_take_as_long_as_its_size_justifies():
   decode = read_settings(plain()).decode
   assert decode.seconds(2_300_000) == 600 + 2.3 * 120
+  assert decode.seconds(20 * 10**9) == 2e6  # no process can wait for 2.4 million seconds
   assert decode.seconds(0) == 600 and decode.seconds(-1) == 4 * 3600
