@@ -41,6 +41,15 @@ def saved_config(workdir: Path) -> dict | None:
   return None
 
 
+def check_steps(step: int | None, total_steps: int, workdir: Path) -> None:
+  """Raises BadInput for a run that has gone further than it is to go."""
+  if step is not None and step > total_steps:
+    raise BadInput(
+      f"train: total_steps={total_steps} is below step {step}, which --workdir={workdir} has"
+      " reached. Raise total_steps, or use a new --workdir."
+    )
+
+
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
   """Keeps other processes from training in `workdir`; ends with the process, however it ends.

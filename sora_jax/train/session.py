@@ -20,7 +20,7 @@ from sora_jax.train.metrics import MetricsWriter
 from sora_jax.train.profile import Profiler, keep_program
 from sora_jax.train.replicas import coverage, make_replica_check
 from sora_jax.train.resume import check_config, check_resume, run_facts, warn_inexact
-from sora_jax.train.run_folder import set_files, tell, warn_changes
+from sora_jax.train.run_folder import check_steps, set_files, tell, warn_changes
 from sora_jax.train.spikes import Guard, Spike
 from sora_jax.train.state import Progress, State, abstract_state
 from sora_jax.train.step import make_step
@@ -229,6 +229,7 @@ def open_newest(session: Session, skips: list, origin: Origin) -> Opened:
     saved, run = checkpoints.agree("facts", lambda: checkpoints.describe(step))
   if saved:
     check_config(run["config"], session.config)
+    check_steps(step, session.schedule.total_steps, session.workdir)
   cursor = saved.cursor if saved else None
   batches = task.batches(cursor, skips) if skips else task.batches(cursor)
   with contextlib.ExitStack() as undo:
@@ -240,21 +241,22 @@ def open_newest(session: Session, skips: list, origin: Origin) -> Opened:
     )
     if step is not None:
       warn_changes(check_resume(run, facts), events)
-    hosts.first_does(
+    if step is None:
+      places = jax.tree.map(lambda leaf: leaf.sharding, session.abstract)
+      state, progress = start_state(task, places, origin), Progress(batches.cursor)
+    else:
+      state, progress, _ = checkpoints.restore(step, session.abstract, session.slices)
+    hosts.first_does(  # last: what is refused above leaves the workdir's files alone
       "workdir",
       lambda: set_files(session.workdir, session.config, step or 0),
       seconds=session.schedule.wait.start_seconds,
     )
-    if step is None:
-      places = jax.tree.map(lambda leaf: leaf.sharding, session.abstract)
-      state, progress = start_state(task, places, origin), Progress(batches.cursor)
-      if origin.run:
-        warn_changes(compare_origin(origin, session.workdir), events)
-    else:
-      state, progress, _ = checkpoints.restore(step, session.abstract, session.slices)
+    if step is not None:
       events("resume", step=step)
       if step < session.schedule.total_steps:
         tell(f"train: resumes at step {step} of {session.schedule.total_steps}")
+    elif origin.run:
+      warn_changes(compare_origin(origin, session.workdir), events)
     undo.pop_all()
   return Opened(state, progress, facts, batches)
 
