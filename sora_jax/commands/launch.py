@@ -180,7 +180,8 @@ def run_slurm(args, command: list[str]) -> dict:
     args.grace, args.max_restarts, args.setup, args.output,
   )  # fmt: skip
   text = slurm.write_script(job, ["python", "-m", "sora_jax", *command])
-  slurm.make_log_folder(args.output)
+  for log in (args.output, *slurm.error_logs(args.sbatch)):
+    slurm.make_log_folder(log)
   script = Path(args.script)
   write_file("--script", script, text)
   if args.dry_run:

@@ -151,6 +151,10 @@ def check_job(job: Job) -> None:
       raise BadInput(f"launch: {option}={text!r} is empty. Give one.")
   for option in job.options:
     check_text("--sbatch", option)
+    if re.match(r"--(output|job-name|nodes|signal|open-mode)\b|-[oJN]", option):
+      raise BadInput(
+        f"launch: --sbatch={option} is said already. Use --output, --name, --nodes or --grace."
+      )
     if not _OPTION.fullmatch(option):
       raise BadInput(
         f"launch: --sbatch={option!r} is not one option of sbatch. Give each apart, as"
@@ -195,6 +199,12 @@ def time_limit(options: Sequence[str]) -> float:
     if not found:
       raise BadInput(f"launch: --time={text} is no time at all. Leave it out for no limit.")
   return found
+
+
+def error_logs(options: Sequence[str]) -> list[str]:
+  """The files of --error or -e."""
+  found = [option for option in options if re.match(r"--error=|-e.", option)]
+  return [option.removeprefix("--error=").removeprefix("-e") for option in found]
 
 
 def make_log_folder(output: str) -> None:

@@ -67,8 +67,9 @@ def open_run_folder(name: str) -> Path:
   """
   folder = open_workdir(name)
   run, _, step = name.rpartition("@")
-  is_there = checkpoints_of(folder).is_dir() if is_url(name) else folder.exists()
-  if is_there or not run or not step.isdecimal():
+  if not run or not step.isdecimal():
+    return folder
+  if checkpoints_of(folder).is_dir() if is_url(name) else folder.exists():
     return folder
   if (checkpoints_of(open_workdir(run)) / step).is_dir():
     raise BadInput(

@@ -38,8 +38,8 @@ def begin():
     with open("/dev/full", "w") as full:
       started.append(
         subprocess.Popen(
-          words, cwd=ROOT, env=os.environ | {"TERM": "xterm"}, stdin=subprocess.DEVNULL, stdout=full,
-          stderr=stderr,
+          words, cwd=ROOT, env=os.environ | {"TERM": "xterm"}, stdin=subprocess.DEVNULL,
+          stdout=full, stderr=stderr,
         )
       )  # fmt: skip
     return started[-1]

@@ -163,6 +163,8 @@ def test_limits_are_read_as_sbatch_reads_them(text, seconds):
     (dict(grace=0), "--grace=0 seconds"),
     (dict(grace=-5), "--grace=-5 seconds"),
     (dict(grace=70_000), "--grace=70000 .* at most 65535"),
+    (dict(options=["--output=x/y.log"]), "--sbatch=--output=x/y.log is said already. Use --output"),
+    (dict(options=["-Jname"]), "--sbatch=-Jname is said already"),
     (dict(nodes=0), "--nodes=0"),
     (dict(nodes=-2), "--nodes=-2"),
     (dict(gpus=-8), "--gpus=-8"),
@@ -212,6 +214,9 @@ def test_folders_of_log_and_script_are_made(tmp_path, monkeypatch, capsys):
   words = ("slurm", "--nodes=1", "--dry-run", "--script=jobs/a/b.sbatch")
   assert main(["launch", *words, "--output=logs/x/%j.log", "--", "train"]) == 0
   assert json.loads(capsys.readouterr().out) == {"script": "jobs/a/b.sbatch"}
+  assert main(["launch", *words, "--sbatch=--error=errors/%j.log", "--", "train"]) == 0
+  capsys.readouterr()
+  assert (tmp_path / "errors").is_dir()
   assert (tmp_path / "logs" / "x").is_dir() and (tmp_path / "jobs" / "a" / "b.sbatch").is_file()
   code, err = run(capsys, *words, "--output=logs/%j/a.log", "--", "train")
   assert code == 2 and "has a pattern in its folder" in err

@@ -18,7 +18,14 @@ from sora_jax.train.hashes import state_hashes
 from sora_jax.train.lease import Lease, LostLease
 from sora_jax.train.object_store import prepare, s3_kvstore
 from sora_jax.train.state import Progress, abstract_state, init_state
-from sora_jax.train.workdir import Mirror, checkpoints_of, copy_folder, open_workdir, url_of
+from sora_jax.train.workdir import (
+  Mirror,
+  checkpoints_of,
+  copy_folder,
+  open_run_folder,
+  open_workdir,
+  url_of,
+)
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +88,7 @@ def state():
 def test_checkpoints_come_back_bit_for_bit(url, state):
   with Checkpoints(f"{url}/checkpoints", max_to_keep=2) as checkpoints:
     for step in (1, 2, 3):
+      state = state._replace(step=jnp.asarray(step, state.step.dtype))
       checkpoints.save(step, state, Progress({"bin": step}), {"word": "x"})
   with Checkpoints(f"{url}/checkpoints") as checkpoints:
     assert checkpoints.all_steps() == [2, 3]
@@ -215,6 +223,18 @@ def test_refuses(url, text):
   with pytest.raises(BadInput, match=text) as found:
     open_workdir(url)
   assert "word" not in str(found.value)
+
+
+def test_a_step_is_said_apart_from_a_url_too(url, machine):
+  epath.Path(f"{url}/checkpoints/60/state").write_text("x")
+  epath.Path(f"{url}/config.json").write_text("x")
+  assert open_run_folder(url) == open_workdir(url)
+  assert open_run_folder(f"{url}@7") == copy_folder(f"{url}@7")  # whose absence its reader says
+  text = f"run: {url}@60 is none, but {url} has a step 60. .*--step=60, or init_step=60"
+  with pytest.raises(BadInput, match=text):
+    open_run_folder(f"{url}@60")
+  epath.Path(f"{url}@60/checkpoints/1/state").write_text("x")
+  assert open_run_folder(f"{url}@60") == copy_folder(f"{url}@60")  # a run of that name is itself
 
 
 def test_regions_and_endpoints_are_those_of_the_environment(monkeypatch):
