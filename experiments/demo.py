@@ -52,7 +52,7 @@ def vae() -> ConfigDict:
     path="runs/demo/clips", frames=9, height=32, width=32, rows=8, threads=2, prefetch=16
   )
   c.loss = dict(kl_weight=1e-3, terms=dict(l2=10.0))
-  c.optim = common.optimizer(lr=5e-3, warmup_steps=20, ema_width=0.1)
+  c.optim = common.optimizer(lr=5e-3, warmup_steps=20)
   c.every = common.every(log_steps=10, checkpoint_steps=500, evaluate_steps=250)
   c.evaluate = dict(batches=8)
   return c
@@ -96,7 +96,7 @@ def dit() -> ConfigDict:
     weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
-  c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50, ema_width=0.1)
+  c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50)
   c.every = common.every(log_steps=20, checkpoint_steps=400, evaluate_steps=400)
   c.evaluate = dict(batches=4)
   c.sample = dict(

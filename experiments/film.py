@@ -170,7 +170,7 @@ def dit(gpu: bool = False) -> ConfigDict:
     weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
-  c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50, ema_width=0.07)
+  c.optim = common.optimizer(name="muon", lr=4e-3, warmup_steps=50)
   c.every = common.every(log_steps=20, checkpoint_steps=300, evaluate_steps=0)
   c.evaluate = dict(batches=1)
   c.sample = dict(

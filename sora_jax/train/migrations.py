@@ -65,6 +65,11 @@ CHANGED: dict[int, tuple[Changed, ...]] = {
       " was Nesterov's)",
     ),
     Changed(
+      "diffusion.weighting.name",
+      "min_snr",
+      "divides the weights by their expectation (it was by their sum within the step)",
+    ),
+    Changed(
       "optim.schedule", "wsd", "reaches its floor in the last step (it missed that by a step)"
     ),
   ),

@@ -157,3 +157,6 @@ def test_its_state_has_the_names_of_earlier_checkpoints():
   mine = {f"muon/inner_state/0/{part}" for part in ("count", "mu/blocks/kernel", "ns_coeffs")}
   assert names == adam | mine | {"adam/inner_state/0/count", "1/2/count"}
   assert MuonState._fields == ("count", "mu", "ns_coeffs")
+  halved = optimizer(variance_dtype="bfloat16", momentum_dtype="bfloat16").init(params)
+  halves = {n for n, leaf in named_leaves(halved).items() if leaf.dtype == jnp.bfloat16}
+  assert {name.split("/")[-3] for name in halves} == {"mu", "nu"} and len(halves) == 3

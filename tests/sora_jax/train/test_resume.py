@@ -93,6 +93,11 @@ def test_a_run_of_before_is_told_what_it_computes_otherwise():
   assert "is of version 1" in filled and "optim.name=muon orthogonalises q, k, v, gate" in muon
   assert "optim.schedule=wsd reaches its floor in the last step" in wsd
   assert check_resume(now, now) == []  # and once only
+  saved["config"]["optim"] |= {"name": "adamw", "schedule": "cosine"}
+  saved["config"]["diffusion"] = {"weighting": {"name": "min_snr"}, "density": {"max_shift": 0.0}}
+  now = run_facts(migrate(saved["config"], "")[0], **FACTS)
+  _, weighting = check_resume(saved, now)
+  assert "diffusion.weighting.name=min_snr divides the weights by their expectation" in weighting
 
 
 def test_what_is_learnt_may_not_and_every_change_is_listed():
