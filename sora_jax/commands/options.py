@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from data_pipeline.errors import BadInput
 from sora_jax.commands.config_files import resolve_config
+from sora_jax.commands.config_imports import ORDER, importing_beside
 from sora_jax.commands.paths import expand_settings
 
 
@@ -42,7 +43,8 @@ def make_parser(command: str, does: str, example: str, *, config: bool = False, 
       "--config",
       required=not beam,
       metavar="FILE.py[:ARG]",
-      help="experiment: a file, or a shipped one by name (demo:dit); --config.a.b=value overrides",
+      help="experiment: a file, or a shipped one by name (demo:dit); --config.a.b=value overrides. "
+      f"A file's imports are looked for in {ORDER}",
     )
   return parser
 
@@ -107,19 +109,23 @@ def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
 def load_config(words: list[str]):
   """Loads a locked ConfigDict from `--config=FILE.py[:arg]`, or a name, and its overrides.
 
+  Its imports come from where `config_imports` says.
+
   Raises:
     BadInput: no such file, misspelt key, or value of another type.
   """
-  values = flags.FlagValues()
   given = next(w for w in words if w.startswith("--config="))
   path = resolve_config(given.partition("=")[2])
   words = [f"--config={path}" if word is given else word for word in words]
+  with importing_beside(path.partition(":")[0]):
+    return _load(words, path)
+
+
+def _load(words: list[str], path: str):
+  values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
     "config", flag_values=values, lock_config=True, sys_argv=["sora", *words]
   )
-  folder = os.getcwd()
-  if folder not in sys.path:  # an experiment imports experiments.common
-    sys.path.insert(0, folder)
   try:
     values(["sora", *words])
     expand_settings(holder.value)
@@ -128,6 +134,10 @@ def load_config(words: list[str]):
     raise
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     raise BadInput(f"config: {_explain(error, words, path)}") from error
+  except ImportError as error:
+    raise BadInput(
+      f"config: {path} does not load ({error}). Its imports are looked for in {ORDER}."
+    ) from error
   except Exception as error:  # of the user's own file
     raise BadInput(
       f"config: {path} does not load ({type(error).__name__}: {error}). Correct that file."
