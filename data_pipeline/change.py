@@ -365,4 +365,4 @@ def _link(source, target) -> None:
   except OSError as error:
     if error.errno not in _NO_LINKS:
       raise
-    shutil.copy2(source, target, follow_symlinks=False)
+    shutil.copyfile(source, target, follow_symlinks=False)

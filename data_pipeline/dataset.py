@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from data_pipeline import hashing, records, stored
 from data_pipeline import index as index_module
+from data_pipeline.access import check_file
 from data_pipeline.errors import BadInput
 from data_pipeline.facts import hashed_meta
 from data_pipeline.folder import absolute, check_local, mend, shard_name
@@ -198,22 +199,26 @@ class Dataset:
 
   def _compare(self, item: tuple[Path, int]) -> str | None:
     path, count = item
-    if not path.exists():
-      return f"dataset: {path} does not exist, the index says records={count}. {_COPY}"
+    absent = f"dataset: {path} does not exist, the index says records={count}. {_COPY}"
     found = count_records(path)
     if found == count:
       return None
+    try:
+      check_file(path, "dataset", absent)
+    except BadInput as error:
+      return str(error)
     size = f"{path.stat().st_size} bytes, truncated or damaged"
     return f"dataset: {path} has records={found}, the index says {count} ({size}). {_COPY}"
 
 
 def _read_meta(folder: Path, kind: str | None) -> dict:
   path = folder / "meta.json"
-  if not path.is_file():
-    raise BadInput(
-      f"dataset: {path} does not exist, so {folder} is no dataset. "
-      "Give a folder that sora data or sora encode made."
-    )
+  check_file(
+    path,
+    "dataset",
+    f"dataset: {path} does not exist, so {folder} is no dataset. "
+    "Give a folder that sora data or sora encode made.",
+  )
   try:
     described = json.loads(path.read_text(encoding="utf-8"))
     found, version = described["kind"], described["version"]

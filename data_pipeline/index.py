@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import hashing
+from data_pipeline.access import forbidden
 from data_pipeline.errors import BadInput
 from data_pipeline.records import SPLITS, ClipRecord, LatentRecord, Record
 
@@ -207,6 +208,8 @@ def _map(path: Path, dtype: type) -> np.ndarray:
     column = np.load(path, mmap_mode="r", allow_pickle=False)
   except FileNotFoundError:
     raise BadInput(f"index: {path} does not exist. Copy the dataset again.") from None
+  except PermissionError as error:
+    raise forbidden("index", path, error) from error
   except (ValueError, EOFError, OSError) as error:
     if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
       raise  # no file descriptor is left, which says nothing of the file

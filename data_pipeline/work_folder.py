@@ -14,7 +14,6 @@ import errno
 import hashlib
 import json
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline.access import make_room
 from data_pipeline.errors import BadInput
 from data_pipeline.folder import check_free, discard, neighbour, settle, sync, sync_file
 from data_pipeline.index import tokenizers_of
@@ -130,7 +130,7 @@ class WorkFolder:
 
   def make_room(self) -> Path:
     """A folder to write a part into. Raises OSError: the parts are finished or removed."""
-    return Path(tempfile.mkdtemp(prefix="tmp-", dir=self._open))
+    return make_room(self._open, "tmp-")
 
   def put(self, room: Path, split: str, number: int) -> None:
     """Names a part that was written, in the place of one that is there."""

@@ -31,6 +31,7 @@ SHARED = {
   "tokens",
   "packing",
   "loader",
+  "access",
   "paths",
   "clips",
   "hashing",

@@ -116,6 +116,7 @@ def report_error(name: str, error: BaseException) -> int:
   """Prints the one line that an error deserves and returns its exit code."""
   expected = hasattr(error, "exit_code") or isinstance(error, (BadInput, KeyboardInterrupt))
   expected |= "RESOURCE_EXHAUSTED" in str(error)
+  expected |= isinstance(error, PermissionError) and error.filename is not None
   if not expected or os.environ.get("SORA_TRACEBACK"):
     traceback.print_exception(error)
   if isinstance(error, KeyboardInterrupt):
@@ -128,6 +129,13 @@ def report_error(name: str, error: BaseException) -> int:
       file=sys.stderr,
     )
     return 1
+  if isinstance(error, PermissionError) and error.filename is not None:
+    print(
+      f"sora {name}: {error.filename} may not be read or written by this user ({error.strerror})."
+      " Ask its owner for the right to, or give another one.",
+      file=sys.stderr,
+    )
+    return 1 if name in LASTING else 2  # a store of many hosts may give it back: those go on
   text = " ".join(str(error).split()).removeprefix(f"{name}: ") or type(error).__name__
   print(f"sora {name}: {text}", file=sys.stderr)
   return 2 if isinstance(error, BadInput) else int(getattr(error, "exit_code", 1))

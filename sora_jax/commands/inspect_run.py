@@ -9,7 +9,7 @@ from sora_jax.train.checkpoint import STORED, Checkpoints
 from sora_jax.train.goodput import goodput
 from sora_jax.train.hashes import state_hashes, tree_sha256
 from sora_jax.train.migrations import migrate
-from sora_jax.train.workdir import checkpoints_of, open_run_folder
+from sora_jax.train.workdir import find_checkpoints, open_run_folder
 
 
 def describe_run(workdir, step: int | None = None) -> dict:
@@ -23,8 +23,8 @@ def describe_run(workdir, step: int | None = None) -> dict:
   Raises:
     BadInput: no checkpoint there, or a damaged one.
   """
-  folder = checkpoints_of(opened := open_run_folder(str(workdir)))
-  if not folder.is_dir():
+  folder = find_checkpoints(opened := open_run_folder(str(workdir)))
+  if folder is None:
     raise BadInput(
       f"inspect: --workdir={workdir} holds no checkpoints folder. Give a workdir of sora train."
     )

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from data_pipeline.access import check_file
 from data_pipeline.errors import BadInput
 from sora_jax.build.dit import build_sampler, dit_settings
 from sora_jax.build.schema import check_trained
@@ -63,10 +64,8 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
     BadInput: no such run or checkpoint, or it is not a DiT's.
   """
   folder = open_run_folder(workdir)
-  if not (folder / "config.json").is_file():
-    raise BadInput(
-      f"--workdir={workdir} holds no run (no config.json). Give a workdir of sora train."
-    )
+  absent = f"--workdir={workdir} holds no run (no config.json). Give a workdir of sora train."
+  check_file(folder / "config.json", "run", absent)
   config, version = read_config(folder)
   vae = load_frozen_vae(folder / "frozen" / "vae")
   check_time_factor(version, vae.time_factor, f"--workdir={workdir}")

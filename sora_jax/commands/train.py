@@ -15,6 +15,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from data_pipeline import hashing
+from data_pipeline.access import copy_folder
 from data_pipeline.dataset import Dataset, choose_tokenizer
 from data_pipeline.errors import BadInput
 from data_pipeline.row import check_alike
@@ -48,7 +49,7 @@ from sora_jax.train.session import train
 from sora_jax.train.stop import leaving_at_signals
 from sora_jax.train.task import Schedule
 from sora_jax.train.weights import Origin, check_origin
-from sora_jax.train.workdir import Mirror, checkpoints_of, open_run_folder, open_workdir, url_of
+from sora_jax.train.workdir import Mirror, find_checkpoints, open_run_folder, open_workdir, url_of
 
 PREPARE_SECONDS = 86_400  # that processes wait while the first one makes data, once a run
 STATISTICS_CLIPS = 256  # clips, or windows of them, that the latents' mean and std come from
@@ -340,7 +341,7 @@ def keep_frozen(dataset: Dataset, text: str, workdir: Path) -> None:
     partial = target.with_name(f"{part}.partial")
     for old in (partial, target):
       shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(source, partial)  # not links: a write into one would change the other
+    copy_folder(source, partial)  # not links: a write into one would change the other
     partial.rename(target)
 
 
@@ -352,8 +353,8 @@ def made_with(dataset: Dataset, text: str) -> dict[str, str | None]:
 
 def has_begun(workdir: Path) -> bool:
   """Whether the workdir holds a checkpoint."""
-  folder = checkpoints_of(workdir)
-  if not folder.is_dir():
+  folder = find_checkpoints(workdir)
+  if folder is None:
     return False
   with Checkpoints(folder, read_only=True) as checkpoints:
     return checkpoints.latest_step() is not None

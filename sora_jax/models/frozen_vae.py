@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from data_pipeline.access import check_file
 from data_pipeline.errors import BadInput
 from sora_jax.models.vae import (
   decode_step,
@@ -151,7 +152,8 @@ def save_frozen_vae(folder, *, config: dict, params, statistics: dict) -> str:
   folder.mkdir(parents=True, exist_ok=True)
   mark = fingerprint(config, params, statistics)
   numbers = {k: [float(x) for x in np.asarray(statistics[k], np.float32)] for k in ("mean", "std")}
-  safetensors.numpy.save_file(flat_params(params), folder / "params.safetensors")
+  # Not by `save_file`, which makes a file that nobody else may read.
+  (folder / "params.safetensors").write_bytes(safetensors.numpy.save(flat_params(params)))
   (folder / "statistics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
   described = json.dumps({"codec": config, "fingerprint": mark}, indent=1)
   (folder / "config.json").write_text(described + "\n", encoding="utf-8")
@@ -166,10 +168,8 @@ def load_frozen_vae(folder) -> FrozenVAE:
   """
   folder = Path(folder)
   for name in FILES:
-    if not (folder / name).is_file():
-      raise BadInput(
-        f"frozen_vae: {folder / name} does not exist. Train a VAE, or copy its whole folder."
-      )
+    absent = f"frozen_vae: {folder / name} does not exist. Train a VAE, or copy its whole folder."
+    check_file(folder / name, "frozen_vae", absent)
   described = read_json(folder / "config.json")
   statistics = read_json(folder / "statistics.json")
   config, mark = described.get("codec"), described.get("fingerprint")

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from orbax.checkpoint import args as ocp_args
 
+from data_pipeline.access import check_all
 from data_pipeline.errors import BadInput
 from data_pipeline.paths import is_url
 from sora_jax.parallel import hosts
@@ -29,7 +31,6 @@ from sora_jax.train.damage import (
   Damaged,
   Removed,
   is_damage,
-  is_forbidden,
   muted_readers,
   name_reason,
 )
@@ -217,17 +218,19 @@ class Checkpoints:
     Raises:
       Removed, Damaged: it cannot be read.
     """
-    if step is not None:
-      return read(step) if step in self.all_steps() else None
     for left in reversed(range(AGAIN)):
-      newest = self.latest_step()
-      if newest is None:
+      at = self.latest_step() if step is None else step
+      if at not in self.all_steps():
         return None
       try:
-        return read(newest)
-      except (Damaged, Removed):
+        return read(at)
+      except Removed:  # this one, or another that `read` looked at
         self._manager.reload()
-        if not left or self.latest_step() == newest:
+        if not left or (step is not None and step not in self.all_steps()):
+          raise
+      except Damaged:
+        self._manager.reload()
+        if not left or step is not None or self.latest_step() == at:
           raise
     return None
 
@@ -414,11 +417,8 @@ class Checkpoints:
       raise
     except Exception as error:
       place, reason = self._folder / str(step), name_reason(error)
-      if self._read_only and is_forbidden(error) and not is_url(self._folder):
-        raise BadInput(
-          f"checkpoint: {place} may not be read by this user ({reason}). Ask its owner for the"
-          " right to (chmod -R a+rX), or copy the run as a user who has it."
-        ) from error
+      if self._read_only and not is_url(self._folder):  # Orbax says that it does not exist
+        check_all(Path(place), "checkpoint")
       if not is_damage(error):
         raise
       if self._is_going(step):

@@ -7,9 +7,8 @@ import sys
 from data_pipeline.errors import BadInput
 
 # In TensorStore's errors, which have no errno: no rights, room or handles, or no answer.
-RIGHTS = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 AWAY = (
-  *RIGHTS, "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
+  "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
   "ABORTED", "CANCELLED", "Too many open files", "timed out", "Timeout",
 )  # fmt: skip
 
@@ -30,11 +29,6 @@ def is_damage(error: Exception) -> bool:
   if not isinstance(error, (ValueError, KeyError)) and type(error) is not Exception:
     return False
   return not any(word in str(error) for word in AWAY)
-
-
-def is_forbidden(error: Exception) -> bool:
-  """Whether it says that this user may not read a file."""
-  return isinstance(error, PermissionError) or any(word in str(error) for word in RIGHTS)
 
 
 def name_reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ from sora_jax.train.checkpoint import Checkpoints, Damaged
 from sora_jax.train.metrics import cut_back
 from sora_jax.train.resume import check_config
 from sora_jax.train.stop import naming_full_disk
-from sora_jax.train.workdir import checkpoints_of
+from sora_jax.train.workdir import find_checkpoints
 
 
 def check_workdir(workdir: Path, config: dict) -> None:
@@ -31,8 +31,7 @@ def check_workdir(workdir: Path, config: dict) -> None:
 
 def saved_config(workdir: Path) -> dict | None:
   """The config of a workdir's newest checkpoint; None where there is none, or a damaged one."""
-  folder = checkpoints_of(workdir)
-  if folder.is_dir():
+  if folder := find_checkpoints(workdir):
     with Checkpoints(folder, read_only=True) as checkpoints:
       step = checkpoints.latest_step()
       with contextlib.suppress(Damaged):  # the session puts it aside

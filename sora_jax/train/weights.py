@@ -23,7 +23,7 @@ from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.migrations import as_json, migrate
 from sora_jax.train.posthoc import reconstruct
 from sora_jax.train.run_folder import tell
-from sora_jax.train.workdir import checkpoints_of, open_run_folder
+from sora_jax.train.workdir import find_checkpoints, open_run_folder
 
 
 class Origin(NamedTuple):
@@ -53,9 +53,9 @@ def read_weights(origin: Origin) -> tuple[dict[str, Any], int]:
     BadInput: no such run, step or kind of weights.
   """
   source, step, which = origin
-  folder = checkpoints_of(open_run_folder(source))
+  folder = find_checkpoints(open_run_folder(source))
   number = _parse(which)
-  if not folder.is_dir():
+  if folder is None:
     raise BadInput(f"weights: {source!r} is no run with checkpoints. Give the folder of one.")
   with Checkpoints(folder, read_only=True) as checkpoints:
     found = checkpoints.look(step, lambda at: (_read(checkpoints, at, origin, number), at))

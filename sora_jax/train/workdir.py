@@ -19,6 +19,7 @@ from pathlib import Path
 import fsspec
 from etils import epath
 
+from data_pipeline.access import is_folder
 from data_pipeline.errors import BadInput
 from data_pipeline.paths import cache_folder, is_url
 from sora_jax.train.lease import Lease, LostLease
@@ -109,6 +110,17 @@ def checkpoints_of(workdir) -> epath.Path:
     prepare(url)
     return epath.Path(url) / "checkpoints"
   return epath.Path(workdir) / "checkpoints"
+
+
+def find_checkpoints(workdir) -> epath.Path | None:
+  """Where the checkpoints of a run are; None where it has none.
+
+  Raises:
+    BadInput: this user may not look.
+  """
+  folder = checkpoints_of(workdir)
+  found = folder.is_dir() if is_url(folder) else is_folder(folder, "checkpoint")
+  return folder if found else None
 
 
 def send_file(workdir: Path, file: Path, seconds: float) -> None:

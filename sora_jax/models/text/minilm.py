@@ -19,6 +19,7 @@ import tokenizers
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 
+from data_pipeline.access import forbidden
 from data_pipeline.errors import BadInput
 from sora_jax.attention.xla import xla_segment_attention
 from sora_jax.models.text.encoder import require_fit, require_text
@@ -192,6 +193,8 @@ def _package_folder() -> Path:
 def _read(path: Path) -> bytes:
   try:
     return path.read_bytes()
+  except PermissionError as error:
+    raise forbidden("text encoder minilm", path, error) from error
   except OSError as error:
     raise BadInput(
       f"text encoder minilm: file={path} cannot be read ({error.strerror}). "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.access import check_file
 from data_pipeline.errors import BadInput
 from sora_jax.models.text.bytes import load_bytes
 from sora_jax.models.text.encoder import TextEncoder, describe
@@ -86,6 +87,11 @@ def load_frozen_text_encoder(folder: str | os.PathLike) -> TextEncoder:
 
 def _read_config(folder: Path) -> dict[str, Any]:
   path = folder / _CONFIG
+  absent = (
+    f"text encoder: file={path} is not the spec of a text encoder (it does not exist)."
+    " Give the folder frozen/text of a run."
+  )
+  check_file(path, "text encoder", absent)
   try:
     config = json.loads(path.read_text())
     return {key: config[key] for key in ("name", "fingerprint", "files")}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from colleague import odd_modes
 from pictures import texture
 
 from data_pipeline.curate import content, pipeline, workers
@@ -82,6 +83,12 @@ def contents(folder):
   """Every file of a dataset by its name."""
   files = (path for path in folder.rglob("*") if path.is_file())
   return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_all_of_a_job_is_as_readable_as_its_neighbours(made):
+  """The work folder too: a colleague appends to the dataset."""
+  os.umask(mask := os.umask(0))
+  assert odd_modes(made[0].parent, mask) == {}
 
 
 def rows(path):

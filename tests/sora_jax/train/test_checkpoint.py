@@ -20,11 +20,12 @@ from sora_jax.train import checkpoint
 from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.damage import Damaged, Removed
 from sora_jax.train.hashes import checksums, host_checksums, state_hashes
+from sora_jax.train.migrations import VERSION
 from sora_jax.train.state import Progress, abstract_state, init_state, state_shardings
 from sora_jax.train.stop import DiskFull, NotSaved
 
 OPTIMIZER = optax.adam(1e-3)
-RUN = {"config": {"total_steps": 3}, "environment": {}}
+RUN = {"config": {"total_steps": 3, "version": VERSION}, "environment": {}}
 
 
 def make(width=64):
@@ -175,7 +176,7 @@ def test_inspect_needs_no_model(tmp_path):
   digests = write(tmp_path / "checkpoints", steps=2)
   found = describe_run(tmp_path)
   assert found["step"] == 2 and found["tokens_seen"] == 2**41 and found["cursor"] == {"bin": 2}
-  assert found["parameters"] == 64 * 64 + 7 and found["config"] == {"total_steps": 3}
+  assert found["parameters"] == 64 * 64 + 7 and found["config"] == RUN["config"]
   assert {key: found[key] for key in digests[2]} == digests[2]
 
 

@@ -1,20 +1,67 @@
 """What a session holds and writes beside its checkpoints: the lock, the config, the rate."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from colleague import as_colleague, masked, odd_modes, open_folder
+from flax import nnx
 
 from data_pipeline.errors import BadInput
+from sora_jax.models.frozen_vae import load_frozen_vae, save_frozen_vae
+from sora_jax.models.vae import make_codec
+from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.events import Events
-from sora_jax.train.metrics import MetricsWriter
+from sora_jax.train.metrics import MetricsWriter, cut_back
 from sora_jax.train.run_folder import keep_config, lock
 from sora_jax.train.session import log_rate
-from sora_jax.train.state import State
+from sora_jax.train.state import Progress, State
 from sora_jax.train.stop import DiskFull
+from sora_jax.train.workdir import find_checkpoints
+
+CODEC = dict(
+  name="vae", widths=[8], blocks=[1], strides=[[4, 8]], taps=2, latent_channels=3, dtype="float32"
+)
+
+def test_a_run_is_as_readable_as_its_neighbours_and_forbidden_is_not_absent():
+  """Files that our code and Orbax write; with the eyes of another user."""
+  params = nnx.state(make_codec(CODEC, seed=0))
+  statistics = {"mean": np.zeros(3), "std": np.ones(3)}
+  for mask in (0o002, 0o022):
+    with open_folder() as folder, masked(mask):
+      run, vae = folder / "run", folder / "run" / "frozen" / "vae"
+      with lock(run), Events(run) as events, MetricsWriter(run, total_steps=2) as report:
+        keep_config(run, {"seed": 0})
+        report(1, {"loss": 1.0})
+        cut_back(run, 1)
+        with Checkpoints(run / "checkpoints", events=events) as checkpoints:
+          state = State(jnp.int32(1), {"w": jnp.zeros(3)}, {}, {})
+          checkpoints.save(1, state, Progress({}), {})
+      save_frozen_vae(vae, config=CODEC, params=params, statistics=statistics)
+      assert odd_modes(folder, mask) == {}
+      read = lambda run=run: Checkpoints(find_checkpoints(run), read_only=True).read(1)  # noqa: E731
+      load_frozen_vae(vae), read()  # which compiles, as who may write that down
+      if mask == 0o002:
+        continue
+      for file in ("params.safetensors", "config.json"):
+        os.chmod(vae / file, 0o600)
+        with as_colleague(), pytest.raises(BadInput, match=f"{file} may not be read by this user"):
+          load_frozen_vae(vae)
+        os.chmod(vae / file, 0o644)
+      with as_colleague():
+        load_frozen_vae(vae)
+        assert read()["step"] == 1
+      for private in (run / "checkpoints", run / "checkpoints" / "1" / "state"):
+        os.chmod(private, 0o700)
+        with as_colleague(), pytest.raises(BadInput, match=f"{private} may not be read by this"):
+          read()
+        os.chmod(private, 0o755)
+
 
 HOLD = """
 import sys, time
@@ -68,8 +115,11 @@ def test_the_rate_logged_is_the_one_applied():
 FILL = """
 import resource, signal, sys
 from pathlib import Path
+from sora_jax.models.frozen_vae import load_frozen_vae, save_frozen_vae
+from sora_jax.models.vae import make_codec
+from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.events import Events
-from sora_jax.train.metrics import MetricsWriter
+from sora_jax.train.metrics import MetricsWriter, cut_back
 from sora_jax.train.stop import DiskFull
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])
