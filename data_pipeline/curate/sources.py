@@ -67,7 +67,7 @@ def find_sources(
     BadInput: there is no such input, a list is not one, or captions have no certain place.
   """
   reading = _Reading(caption_columns, notes or Notes())
-  if given.startswith("tfds:"):
+  if given.startswith("tfds:") and not os.path.lexists(given):
     return _tfds_rows(given.removeprefix("tfds:"), reading, fps)
   given = storage.local(given)
   entry = storage.look(given if storage.is_url(given) else os.path.realpath(given))

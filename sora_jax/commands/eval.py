@@ -124,7 +124,13 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
     scores[group] = score(verdicts, attributes)
     ceilings[group] = judge_real(records, out / "real.mp4")
     samples += [
-      dict(file=str(path.relative_to(out)), caption=request.prompt, group=group, judged=verdict)
+      dict(
+        file=str(path.relative_to(out)),
+        caption=request.prompt,
+        draw=request.draw,  # for sora sample
+        group=group,
+        judged=verdict,
+      )
       for path, request, verdict in zip(files, requests, verdicts, strict=True)
     ]
   result = {

@@ -216,7 +216,7 @@ def too_much(found: dict) -> str:
 
 def search(config, pod: Pod, kept: bool) -> list[dict]:
   """Plans of the likeliest meshes and remat policies, the fastest that fits first."""
-  devices = describe_devices(pod)
+  devices = attend(lambda: describe_devices(pod), f"plan: describes {pod.name}")
   small = config.copy_and_resolve_references()
   small.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
   chosen = candidates(describe_model(small, pod, devices), pod)

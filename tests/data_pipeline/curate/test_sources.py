@@ -46,6 +46,15 @@ def test_a_folder_with_captions_beside_its_videos(found, fill, content, tmp_path
   assert json.loads(json.dumps(dataclasses.asdict(fox)))["name"] == "a.webm"
 
 
+def test_a_folder_that_is_named_like_another_kind_of_input_is_a_folder(
+  found, fill, tmp_path, monkeypatch
+):
+  fill(tmp_path, {"tfds:toy/a.mp4": "1", "b[1]*.mp4/c.mp4": "2"})
+  monkeypatch.chdir(tmp_path)
+  for name, video in (("tfds:toy", "a.mp4"), ("b[1]*.mp4", "c.mp4")):
+    assert list(found(name)[0]) == [video]
+
+
 def test_the_stamp_changes_with_content_and_captions(found, fill, tmp_path):
   fill(tmp_path, {"a.mp4": "1", "a.txt": "one"})
   stamps = [found(tmp_path)[0]["a.mp4"].stamp for _ in range(2)]

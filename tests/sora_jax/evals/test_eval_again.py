@@ -78,6 +78,7 @@ def ask(clips, tmp_path, monkeypatch):
 def test_does_not_sample_again_what_was_asked(ask, tmp_path):
   first, sizes = ask()
   assert len(sizes) == 2 and len(first["samples"]) == 4
+  assert [sample["draw"] for sample in first["samples"]] == [0, 1, 2**20, 2**20 + 1]
   assert sizes[0]["fps"] == 8.0 and sizes[0]["seconds"] == 0.25  # of the clips, not the config
   assert first["adherence"]["colour"]["held_out_ceiling"] == 1.0
   assert ask() == (first, [])
