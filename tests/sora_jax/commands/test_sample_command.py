@@ -37,10 +37,10 @@ def test_equal_options_give_equal_files_and_others_do_not(sample):
 def test_a_file_of_prompts_makes_videos_as_asked(sora, finished, tmp_path):
   prompts, out = tmp_path / "prompts.txt", tmp_path / "new" / "videos"
   prompts.write_text("a red circle\n\na small blue square drifts left\n", encoding="utf-8")
-  words = ("--size=48x32", "--seconds=1.25", "--fps=4", "--steps=1", "--rows=2")
+  words = ("--size=48x32", "--seconds=1.25", "--fps=4", "--steps=1", "--rows=2", "--shift=2")
   done = sora("sample", f"--workdir={finished}", f"--prompts={prompts}", f"--out={out}", *words)
   files = [out / "0000.mp4", out / "0001.mp4"]
-  assert done.result["files"] == [str(path) for path in files]
+  assert done.result["files"] == [str(path) for path in files] and done.result["shift"] == 2.0
   videos = [read_mp4(path) for path in files]
   for video, fps in videos:
     assert video.shape == (5, 32, 48, 3) and fps == 4
@@ -58,6 +58,7 @@ def test_a_line_of_a_file_is_made_again_alone(sora, finished, tmp_path):
   said = [long.strip(), short, f"{short}\u2028b", f"{long}c"]
   assert [one["prompt"] for one in made["samples"]] == said
   assert [one["draw"] for one in made["samples"]] == [5, 6, 7, 8]
+  assert made["shift"] == pytest.approx(np.exp(1.2))  # of experiments/demo.py's density
   assert [one["file"] for one in made["samples"]] == made["files"]
   for one in made["samples"][1:3]:
     out = tmp_path / "alone.mp4"

@@ -46,7 +46,7 @@ def ask(clips, tmp_path, monkeypatch):
   """Measures with a model that counts the videos asked of it."""
   monkeypatch.setattr(eval_command, "judge_all", lambda videos, _: [RIGHT for _ in videos])
   monkeypatch.setattr(eval_command, "describe", lambda _: {"fingerprint": "text"})
-  sizes = []
+  sizes, sizes_of_clips = [], dict(seconds=0.25, width=16, height=16, fps=8.0)
 
   class Pipeline(SimpleNamespace):
     def __call__(self, requests, **size):
@@ -54,11 +54,12 @@ def ask(clips, tmp_path, monkeypatch):
       return (np.zeros((2, 16, 16, 3), np.uint8) for _ in requests)
 
     def choose_shift(self, settings, **size):
-      return settings.alpha
+      assert size == sizes_of_clips and settings.alpha == 0.0
+      return 1.5
 
   def measure(step=4, weight=1.0, seed=0, samples=2, **given):
     sampler = dict(seconds=9.0, width=1, height=1, fps=1.0, steps=2, guidance=3.0)
-    sampler |= dict(solver="euler", shift=1.0, rows=2)
+    sampler |= dict(solver="euler", shift=0.0, rows=2)
     config = ConfigDict({"sample": sampler, "model": {"name": "dit", "patch": (1, 2, 2)}})
     pipeline = Pipeline(
       encoder=None,
@@ -80,6 +81,7 @@ def test_does_not_sample_again_what_was_asked(ask, tmp_path):
   assert len(sizes) == 2 and len(first["samples"]) == 4
   assert [sample["draw"] for sample in first["samples"]] == [0, 1, 2**20, 2**20 + 1]
   assert sizes[0]["fps"] == 8.0 and sizes[0]["seconds"] == 0.25  # of the clips, not the config
+  assert first["sampler"]["alpha"] == sizes[0]["settings"].alpha == 1.5  # as the run was trained
   assert first["adherence"]["colour"]["held_out_ceiling"] == 1.0
   assert ask() == (first, [])
   (tmp_path / first["samples"][3]["file"]).unlink()
