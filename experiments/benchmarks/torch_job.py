@@ -11,9 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 from data_pipeline.dataset import Dataset as Records
 from data_pipeline.packing import PackSettings, Plan
 
-FRAMES_PER_LATENT = 4
-
-
 class Clips(Dataset):
   """Sample by (record, caption): its latent, its caption's states and ids, its rate."""
 
@@ -38,10 +35,10 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 class Pack:
-  """Collates the samples of a step into padded rows."""
+  """Collates the samples of a step into padded rows; `time_factor` frames make a latent."""
 
-  def __init__(self, settings: PackSettings) -> None:
-    self._settings = settings
+  def __init__(self, settings: PackSettings, time_factor: int) -> None:
+    self._settings, self._factor = settings, time_factor
 
   def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
     s = self._settings
@@ -90,7 +87,7 @@ class Pack:
   def _positions(self, sample: dict) -> torch.Tensor:
     f, h, w = sample["latent"].shape[:3]
     i = torch.arange(f, dtype=torch.float64)
-    seconds = (FRAMES_PER_LATENT * i - (FRAMES_PER_LATENT - 1) / 2).where(i > 0, 0.0)
+    seconds = (self._factor * i - (self._factor - 1) / 2).where(i > 0, 0.0)
     axes = (seconds / sample["fps"], torch.arange(h) - (h - 1) / 2, torch.arange(w) - (w - 1) / 2)
     means = [
       axis.double().reshape(-1, part).mean(1)
@@ -115,7 +112,7 @@ def torch_batches(folder: str, plan: Plan, *, workers: int, prefetch: int):
   return DataLoader(
     Clips(folder),
     batch_sampler=steps,
-    collate_fn=Pack(plan.settings),
+    collate_fn=Pack(plan.settings, Records.open(folder, kind="latent").time_factor),
     num_workers=workers,
     prefetch_factor=prefetch,
   )
