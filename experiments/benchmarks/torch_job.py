@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_pipeline.dataset import Dataset as Records
 from data_pipeline.packing import PackSettings, Plan
 
+
 class Clips(Dataset):
   """Sample by (record, caption): its latent, its caption's states and ids, its rate."""
 
