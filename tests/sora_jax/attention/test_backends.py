@@ -100,7 +100,7 @@ def truth(pack: str):
   made = arrays(ids, head_dim=24)  # no power of two
   loss = weighted(lambda *x: alone(*x, ids), ids, made[-1])
   with jax.default_matmul_precision("highest"):
-    return made, *jax.value_and_grad(loss, (0, 1, 2))(*made[:3])
+    return made, *jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*made[:3])
 
 
 def off(found, wanted) -> float:
@@ -151,14 +151,14 @@ def leak(attend, ids, segment: int) -> float:
   mine = weight * (ids[0] == segment)[None, :, None, None]
 
   @jax.jit
-  def run(q, k, v):
+  def run(q, k, v, mine):  # one program for all segments
     loss = weighted(lambda *x: attend(*x, jnp.asarray(ids)), ids, mine)
     return attend(q, k, v, jnp.asarray(ids))[0], *(
       g[0] for g in jax.grad(loss, (0, 1, 2))(q, k, v)
     )
 
-  before = run(q, k, v)
-  after = run(*(changed_elsewhere(x, ids, segment) for x in (q, k, v)))
+  before = run(q, k, v, mine)
+  after = run(*(changed_elsewhere(x, ids, segment) for x in (q, k, v)), mine)
   here = np.flatnonzero(ids[0] == segment)
   return max(float(jnp.max(jnp.abs(a[here] - b[here]))) for a, b in zip(before, after, strict=True))
 

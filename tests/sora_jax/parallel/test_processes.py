@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sora_jax.commands.inspect_run import describe_run
 from sora_jax.parallel.heartbeat import free_port
 from sora_jax.parallel.hosts import VARIABLES
 from sora_jax.train.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[3]
 # Processes, devices of each, mesh, slices.

@@ -4,10 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-pytestmark = pytest.mark.slow
-
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax, pytest
