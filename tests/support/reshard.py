@@ -38,6 +38,8 @@ with Checkpoints(folder, seconds=60) as checkpoints:
     abstract = abstract_state(shapes, places)
     state, progress, run = checkpoints.restore(begin, abstract, max(1, slices))
   else:
-    state, progress, run = jax.jit(make, out_shardings=places)(), Progress({"bin": 7}, 5, 6), {}
-  checkpoints.save(end, state, progress, run)
+    state, progress = jax.jit(make, out_shardings=places)(), Progress({"bin": 7}, 5, 6)
+    run = {"config": {"version": 2}}
+  step_on = jax.jit(lambda s: s._replace(step=s.step + (end - begin)), out_shardings=places)
+  checkpoints.save(end, step_on(state), progress, run)
 print(json.dumps({"process": hosts.index(), "reads": len(reads)}))

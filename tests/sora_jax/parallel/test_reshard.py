@@ -21,7 +21,8 @@ optimizer = optax.adam(1e-3)
 
 def make():
   kernel = jax.random.normal(jax.random.key(0), (16, 8))
-  return init_state({"kernel": kernel, "bias": jnp.arange(8.0)}, optimizer)
+  state = init_state({"kernel": kernel, "bias": jnp.arange(8.0)}, optimizer)
+  return state._replace(step=state.step + 1)
 
 shapes = jax.eval_shape(make)
 def places(**sizes):
