@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,6 +19,8 @@ os.environ |= {
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun by a script's `&`
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure():

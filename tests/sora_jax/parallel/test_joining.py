@@ -49,6 +49,7 @@ class Waiting:
     return self.process.returncode, said, time.monotonic() - begin
 
 
+@pytest.mark.slow
 def test_absent_processes_are_named_and_every_signal_is_heard(tmp_path):
   """Three processes at once, since each needs seconds to import; none of them ever joins."""
   ports = [heartbeat.free_port() for _ in range(3)]
