@@ -46,7 +46,6 @@ from experiments.benchmarks.mutations import (
 
 COPIED = (*PACKAGES, "experiments", "tests")
 LEFT_OUT = (".git", ".venv", "runs", "data", "build", "dist")
-FILES = 6  # test files of a mutant, the nearest, and those that its line names
 CAUGHT, SURVIVED, TIMEOUT, EQUIVALENT = "caught", "survived", "timeout", "equivalent"
 
 
@@ -187,20 +186,26 @@ class Runner:
     return self._sound[test]
 
 
-def make_cases(root: Path, mutants: Sequence[Mutant]) -> list[Case]:
-  """Cases of mutants, in their order. Raises ValueError for one that has no place or no test."""
+def make_cases(root: Path, mutants: Sequence[Mutant], files: int = 6) -> list[Case]:
+  """Cases of mutants, in their order.
+
+  Args:
+    files: test files of a mutant, the nearest, beside those that its line names.
+  Raises:
+    ValueError: one has no place or no test.
+  """
   known, tests, cases = definitions(root), Tests(root), []
   for mutant in mutants:
     path = find_place(mutant, known).path
     text = (root / path).read_text("utf-8")
-    files = tuple(dict.fromkeys([*mutant.tests, *tests.near(path)[:FILES]]))
-    if not files and not mutant.equivalent:
+    names = tuple(dict.fromkeys([*mutant.tests, *tests.near(path)[:files]]))
+    if not names and not mutant.equivalent:
       raise ValueError(f"mutants: no test imports {path}. Name one after ++.")
     digest = hashlib.sha256(repr(mutant[:3]).encode())
-    for name in (path, *files):
+    for name in (path, *names):
       digest.update((root / name).read_bytes())
     cases.append(
-      Case(mutant, path, mutate(text, mutant, find_place(mutant, known)), files, digest.hexdigest())
+      Case(mutant, path, mutate(text, mutant, find_place(mutant, known)), names, digest.hexdigest())
     )
   return cases
 
@@ -262,12 +267,14 @@ def main() -> int:
   parser.add_argument("--out", type=Path, help="Markdown page to write")
   parser.add_argument("--only", default="", help="regular expression on the symbols")
   parser.add_argument("--workers", type=int, default=2)
+  parser.add_argument("--files", type=int, default=6, help="test files of a mutant")
   parser.add_argument("--seconds", type=float, default=400, help="that the tests of one may take")
   parser.add_argument("--goal", type=float, default=0.95)
   options = parser.parse_args()
   root = Path(__file__).parents[2]
   mutants = read_mutants(options.list.read_text("utf-8"))
-  cases = [c for c in make_cases(root, mutants) if re.search(options.only, c.mutant.symbol)]
+  cases = make_cases(root, mutants, options.files)
+  cases = [case for case in cases if re.search(options.only, case.mutant.symbol)]
   options.results.parent.mkdir(parents=True, exist_ok=True)
   cache = options.results.absolute().with_suffix(".cache")
   copies = [Copy(root, seconds=options.seconds, cache=cache) for _ in range(options.workers)]

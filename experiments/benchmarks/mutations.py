@@ -162,7 +162,8 @@ class Tests:
       where = self._path_of[name].relative_to(self._root).as_posix()
       if _is_test(self._path_of[name]) and not SLOW.search(where):
         named = Path(path).stem in where
-        ranked.append((hops - where.startswith(own) - named, not named, where))
+        beside = f"{where.rpartition('/')[0]}/" == own
+        ranked.append((hops - where.startswith(own) - named, not named, not beside, where))
     return [where for *_, where in sorted(ranked)]
 
 
