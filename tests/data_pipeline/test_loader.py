@@ -74,6 +74,18 @@ def test_a_segment_holds_its_record():
   assert min(seen.values()) > 20, seen
 
 
+@pytest.mark.parametrize("factor", [1, 2, 8])
+def test_seconds_follow_the_datasets_time_factor(factor):
+  """The last latent ends with the clip's last frame: latent i covers `factor` frames."""
+  batch, _ = take(open_batches(Clips(time_factor=factor)), 1)[0]
+  for b, i, slots, _ in segments_of(batch):
+    f, fps = int(batch["segment_shape"][b, i, 0]), float(batch["segment_fps"][b, i])
+    seconds = batch["position"][b, slots[batch["token_index"][b, slots] >= 0], 0]
+    frames = np.arange(1 + factor * (f - 1))
+    centres = [0.0] + [frames[1:].reshape(f - 1, factor)[j].mean() / fps for j in range(f - 1)]
+    np.testing.assert_allclose(np.unique(seconds), np.unique(np.float32(centres)), rtol=1e-6)
+
+
 def test_layout_invariants():
   for batch, _ in STREAM:
     assert {key: len(value) for key, value in batch.items()} == dict.fromkeys(batch, 4)

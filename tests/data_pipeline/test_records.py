@@ -209,6 +209,7 @@ def test_every_column_says_what_it_is():
     (make_clip(split="test"), "split='test' is unknown .*Use one of train, held_out"),
     (make_clip(fps=float("nan")), "fps=nan is no rate"),
     (make_clip(fps=0.0), "fps=0.0 is no rate"),
+    (make_clip(fps=float("inf")), "fps=inf is no rate"),
     (make_clip(id=""), "id='', source='source' must not be empty"),
     (make_clip(version=1), "version=1 is not 2"),
     (
