@@ -341,6 +341,7 @@ print(kill_at_every_step(folder / "b", prepare, grow, after_growth, every={every
 """
 
 
+@pytest.mark.slow
 def test_killed_at_every_step(tmp_path):
   places = dict(tests=str(Path(__file__).parent), support=str(ROOT / "tests" / "support"))
   code = KILLED.format(**places, folder=str(tmp_path), every=EVERY)

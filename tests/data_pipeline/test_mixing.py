@@ -223,6 +223,7 @@ def run_hosts(ranks, steps, cursor):
   return [sum((rows for rows, _ in step), []) for step in by_step], by_step[-1][0][1]
 
 
+@pytest.mark.slow
 def test_one_two_and_four_processes_continue_the_same_steps():
   whole, end = run_hosts(1, 9, None)
   steps, cursor = [], None

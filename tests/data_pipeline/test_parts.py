@@ -387,6 +387,7 @@ print(steps)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_every_step(tmp_path):
   support = str(ROOT / "tests" / "support")
   code = KILLED.format(

@@ -46,6 +46,7 @@ def start_job(stub, folder):
   return subprocess.Popen([sys.executable, "-c", textwrap.dedent(JOB), *words], cwd=os.getcwd())
 
 
+@pytest.mark.slow
 def test_a_killed_job_asks_for_the_rest_only(stub, tmp_path):
   stub.seconds = 0.1
   job = start_job(stub, tmp_path)

@@ -92,6 +92,7 @@ def kill_first_cutter(pids, killed, ended):
     time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_though_a_worker_is_killed(made, videos, workers, tmp_path):
   before, killed, ended = pids(workers), [], threading.Event()
   killer = threading.Thread(target=kill_first_cutter, args=(before, killed, ended))
@@ -104,6 +105,7 @@ def test_the_same_bytes_though_a_worker_is_killed(made, videos, workers, tmp_pat
   assert said["rejects"] == made[1]["rejects"] == {"duplicate": 1}
 
 
+@pytest.mark.slow
 def test_what_ends_a_worker_ends_the_job_in_one_line(made, videos, workers, tmp_path):
   """Nobody answers at the captions' endpoint: that is found out on a worker."""
   shutil.copytree(made[0].with_name(".clips.curate"), tmp_path / ".clips.curate")  # nothing to cut
@@ -115,6 +117,7 @@ def test_what_ends_a_worker_ends_the_job_in_one_line(made, videos, workers, tmp_
   assert not (tmp_path / "clips").exists()
 
 
+@pytest.mark.slow
 def test_a_key_that_workers_lack_is_missed_first(videos, workers, tmp_path, monkeypatch):
   monkeypatch.setenv(STUB["VARIABLE"], "key")
   prompts = (dict(name="short", text="Describe it briefly.", max_characters=300),)
@@ -123,6 +126,7 @@ def test_a_key_that_workers_lack_is_missed_first(videos, workers, tmp_path, monk
     curate(str(videos), tmp_path / "clips", asking, options=on(workers))
 
 
+@pytest.mark.slow
 def test_a_cluster_that_cannot_be_used_is_named(videos, tmp_path):
   def fails(match, *options):
     with pytest.raises(BadInput, match=match):

@@ -145,6 +145,7 @@ def test_what_a_list_says_is_told_and_its_captions_are_counted(videos, tmp_path)
   assert not (tmp_path / ".others.curate").exists()
 
 
+@pytest.mark.slow
 def test_other_workers_make_the_same_bytes(made, videos, tmp_path):
   out = tmp_path / "clips"
   subprocess.run(
@@ -156,6 +157,7 @@ def test_other_workers_make_the_same_bytes(made, videos, tmp_path):
   assert contents(out) == contents(made[0])
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_and_a_finished_one_stays(made, videos, tmp_path):
   out = tmp_path / "clips"
   command = [sys.executable, "-c", JOB, str(ROOT), str(videos), str(out), "2"]

@@ -202,6 +202,7 @@ def kill_at(monkeypatch, step):
       monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("now, stride", [(NAMES[0], 1), (NAMES[1], 7)])
 def test_a_kill_at_any_step_can_be_made_good(out, tmp_path, monkeypatch, now, stride):
   """The same command completes it, and so does one for another source."""

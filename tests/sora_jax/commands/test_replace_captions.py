@@ -202,6 +202,7 @@ def kill_at(patch, step):
 STRIDE = 9  # of the steps some are tested; all of them take a minute
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_can_be_made_good(sora, made, copied, tmp_path, monkeypatch):
   ready = tmp_path / "ready"
   shutil.copytree(copied, ready)
