@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sora_jax.train.metrics import read_metrics
-from tests.sora_jax.commands.conftest import ROOT
 
+ROOT = Path(__file__).resolve().parents[3]
 # Prefixes of a command, that do what a callable between fork and exec would: JAX warns of forks.
 ON_TERMINAL = """
 import fcntl, os, sys, termios

@@ -48,6 +48,21 @@ def test_a_full_disk_keeps_the_checkpoint_before(sora, workdir, debug, monkeypat
   assert hashes(sora, folder) == before and before["step"] == begin
 
 
+def test_a_checkpoint_of_another_number_is_refused_before_a_step(sora, workdir, debug):
+  """Else the run would go on from its state, and Orbax would save no step below its number."""
+  folder = workdir(step := debug.steps - 2 * debug.every)
+  checkpoints, events = folder / "checkpoints", folder / "events.jsonl"
+  (checkpoints / str(step)).rename(checkpoints / "9000")
+  lines = read_metrics(folder)
+  done = sora("train", *debug.argv, f"--workdir={folder}")
+  assert done.code == 2
+  assert f"checkpoints/9000 holds the state of step {step}: it was renamed or" in last_line(done)
+  assert read_metrics(folder) == lines and [p.name for p in checkpoints.iterdir()] == ["9000"]
+  assert '"begin"' not in events.read_text().splitlines()[-1]
+  (checkpoints / "9000").rename(checkpoints / str(step))
+  assert sora("inspect", f"--workdir={folder}", "--json").result["step"] == step
+
+
 def test_a_loss_that_is_not_finite_names_the_steps(sora, workdir, debug, monkeypatch):
   begin = debug.steps - 2 * debug.every
   saved = begin + debug.every
