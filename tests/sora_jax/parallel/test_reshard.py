@@ -28,7 +28,8 @@ shapes = jax.eval_shape(make)
 def places(**sizes):
   return state_shardings(shapes, RULES, make_mesh(**sizes))
 
-state = jax.jit(make, out_shardings=places(data=2, fsdp=2, tensor=2))()
+first = lambda: make()._replace(step=jnp.int32(1))
+state = jax.jit(first, out_shardings=places(data=2, fsdp=2, tensor=2))()
 assert len(state.params["kernel"].sharding.device_set) == 8
 assert state.params["kernel"].addressable_shards[0].data.shape == (8, 4)
 assert state.opt[0].mu["kernel"].addressable_shards[0].data.shape == (8, 4)  # moments lie alike
