@@ -71,7 +71,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(start, sora, workdir, finish
   assert end(folder) == end(finished)
 
 
-def test_four_processes_under_faults(tmp_path, monkeypatch):
+def test_four_processes_under_faults(tmp_path):
   """Two minutes of `make chaos`, with the patience of a machine that does other work."""
   seed = random.SystemRandom().randrange(2**32)
   rows = chaos.run(tmp_path, 2, seed, most=240.0)

@@ -16,7 +16,7 @@ CLOSE = 1e-5  # of a gradient's norm, in float32
 
 
 def measure(what: str) -> dict:
-  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
   done = subprocess.run(
     [sys.executable, str(PROGRAM), what], env=environment, capture_output=True, text=True
   )
