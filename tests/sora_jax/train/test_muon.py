@@ -134,7 +134,7 @@ def test_a_gradient_of_zeros_moves_nothing():
 def test_every_kernel_of_the_models_says_its_matrices():
   model = dict(patch_dim=16, width=64, depth=2, heads=4, mlp_ratio=4.0, vocabulary=9)
   model |= dict(state_width=0, pooled_caption=True, zero_init=True)
-  model |= dict(dtype="float32", param_dtype="float32")
+  model |= dict(dtype="float32", param_dtype="float32", rotary_seconds=(2.0, 128.0))
   codec = dict(name="vae", widths=(8, 16), blocks=(1, 3), strides=((2, 4), (2, 2)), taps=2)
   codec |= dict(latent_channels=4, dtype="float32")
   makes = [lambda k=k: DiT(**model, mlp=k, rngs=nnx.Rngs(0)) for k in ("swiglu", "gelu")]
