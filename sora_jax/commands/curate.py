@@ -11,7 +11,7 @@ from data_pipeline.folder import absolute, discard
 from data_pipeline.paths import expand_home
 from data_pipeline.text_lines import read_lines
 from sora_jax.commands.curate_summary import summarise
-from sora_jax.commands.options import make_parser
+from sora_jax.commands.options import make_parser, whole_option
 from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import Meter, say
 
@@ -29,7 +29,7 @@ def parser():
       --replace-captions
     sora curate --out=data/clips --remove=a.mp4,b.mp4 --data=data/latents
     sora curate --config=curate_default --input='gs://bucket/*.mp4' \\
-      --out=/mnt/bucket/clips --runner=DataflowRunner --project=P --region=R --temp_location=gs://b/t
+    --out=/mnt/bucket/clips --runner=DataflowRunner --project=P --region=R --temp_location=gs://b/t,
     """,
     beam=True,
   )
@@ -39,7 +39,11 @@ def parser():
     help="folder, glob, url, CSV or JSONL list, WebDataset tars, or tfds:NAME[:SPLIT]",
   )
   p.add_argument("--out", type=path_option, required=True, help="folder of the dataset")
-  p.add_argument("--workers", type=int, help="processes on this machine (default: one a core)")
+  p.add_argument(
+    "--workers",
+    type=whole_option(1, 4096),
+    help="processes on this machine (default: one a core)",
+  )
   p.add_argument(
     "--append",
     action="store_true",
@@ -81,8 +85,6 @@ def run(args) -> dict:
     _refuse(args, "curation", ("data",))
   if args.config is None or not args.input:
     raise BadInput("curate: --config=FILE.py and --input are needed. See sora curate --help.")
-  if args.workers is not None and args.workers < 1:
-    raise BadInput(f"curate: --workers={args.workers} must be at least 1.")
   if "curate" not in args.config:
     raise BadInput("curate: the config has no group `curate`. See --config=curate_default.")
   settings = read_settings(args.config.curate.to_dict())

@@ -10,7 +10,7 @@ from data_pipeline.errors import BadInput
 from data_pipeline.renditions import Rule, read_rules
 from sora_jax.commands.caption_limits import LONG_CAPTIONS
 from sora_jax.commands.encode_job import SHARD_BYTES, EncodeJob
-from sora_jax.commands.options import make_parser
+from sora_jax.commands.options import make_parser, whole_option
 from sora_jax.commands.paths import path_option
 from sora_jax.models.frozen_vae import FrozenVAE, load_frozen_vae
 from sora_jax.models.text.encoder import TextEncoder
@@ -76,18 +76,21 @@ def add_options(p) -> None:
   p.add_argument("--out", type=path_option, required=True, help="folder of the latent dataset")
   p.add_argument(
     "--rows",
-    type=int,
+    type=whole_option(1, 2**16),
     default=64,
     help="clips encoded at once (default 64; fewer where they have many pixels)",
   )
   p.add_argument(
     "--patch-side",
-    type=int,
+    type=whole_option(1, 64),
     default=2,
     help="sides become multiples of so many latents (default 2)",
   )
   p.add_argument(
-    "--captions", type=int, default=0, help="captions kept of each clip (default 0: all)"
+    "--captions",
+    type=whole_option(),
+    default=0,
+    help="captions kept of each clip (default 0: all)",
   )
   p.add_argument(
     "--long-captions",
@@ -97,11 +100,14 @@ def add_options(p) -> None:
     "last word that fits, or keep other captions of the clip instead (default: refuse)",
   )
   p.add_argument(
-    "--mesh", type=int, default=0, help="devices of a process that share a batch (default 0: all)"
+    "--mesh",
+    type=whole_option(0, 2**16),
+    default=0,
+    help="devices of a process that share a batch (default 0: all)",
   )
   p.add_argument(
     "--shard-bytes",
-    type=int,
+    type=whole_option(1, 2**50),
     default=SHARD_BYTES,
     help="of a part, about: a killed job begins its last part again (default 2**28)",
   )
@@ -118,11 +124,6 @@ def run(args) -> dict | None:
 
 
 def encode(args) -> dict:
-  if args.rows < 1 or args.patch_side < 1 or args.captions < 0 or args.shard_bytes < 1:
-    raise BadInput(
-      f"encode: --rows={args.rows}, --patch-side={args.patch_side}, "
-      f"--shard-bytes={args.shard_bytes} must be at least 1, --captions={args.captions} at least 0."
-    )
   rules = None if args.config is None else config_rules(args.config)
   encoders = load_encoders(args.text, args.text_folder)
   vae = load_frozen_vae(open_run_folder(args.workdir) / "frozen" / "vae")

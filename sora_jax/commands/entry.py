@@ -21,6 +21,7 @@ from sora_jax.commands.compiled import keep_compiled
 from sora_jax.parallel.heartbeat import show_life
 from sora_jax.train.age import begin_command
 
+NO_DEVICE = "Unable to initialize backend"  # how JAX begins to say so
 PARTING = {2: 5.0, 42: 30.0}  # seconds that processes wait for others that end with the same code
 LASTING = ("train", "launch")  # what they do is done, whoever reads of it
 # Command -> one line of help. Its module, of the same name, has `parser()` and `run(args)`.
@@ -112,19 +113,49 @@ def run_command(name: str, argv: list[str]) -> dict | None:
   return module.run(module.parser().parse_args(argv))
 
 
+def describe_absent(text: str) -> str:
+  """One line on a backend that JAX was told to use and that is not here."""
+  asked = os.environ.get("JAX_PLATFORMS")
+  why = " ".join(text.split(" (set JAX_PLATFORMS")[0].split())
+  return (
+    f"JAX_PLATFORMS={asked} asks for devices that are not here{f' ({why})' if why else ''}. Unset"
+    " it, or set JAX_PLATFORMS=cpu."
+  )
+
+
+def lacks_device(error: BaseException) -> bool:
+  """Whether JAX found no devices of the kind that JAX_PLATFORMS names.
+
+  Of a platform whose plugin is not installed it says so by an assertion without any text.
+  """
+  if not os.environ.get("JAX_PLATFORMS"):
+    return False
+  if isinstance(error, RuntimeError):
+    return str(error).startswith(NO_DEVICE)
+  frames = traceback.extract_tb(error.__traceback__)
+  return isinstance(error, AssertionError) and frames[-1].filename.endswith("xla_bridge.py")
+
+
 def report_error(name: str, error: BaseException) -> int:
   """Prints the one line that an error deserves and returns its exit code."""
   expected = hasattr(error, "exit_code") or isinstance(error, (BadInput, KeyboardInterrupt))
-  expected |= "RESOURCE_EXHAUSTED" in str(error)
+  too_large = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+  no_device = lacks_device(error)
+  expected |= too_large or no_device
   expected |= isinstance(error, PermissionError) and error.filename is not None
   if not expected or os.environ.get("SORA_TRACEBACK"):
     traceback.print_exception(error)
   if isinstance(error, KeyboardInterrupt):
     print(f"sora {name}: interrupted.", file=sys.stderr)
     return 1
-  if "RESOURCE_EXHAUSTED" in str(error):
+  if no_device:
+    print(f"sora {name}: {describe_absent(str(error))}", file=sys.stderr)
+    return 2
+  if too_large:
+    first = str(error).partition("\n")[0]
+    where = "machine" if isinstance(error, MemoryError) else "device"
     print(
-      f"sora {name}: the device has too little memory ({str(error).splitlines()[0]})."
+      f"sora {name}: the {where} has too little memory ({first})."
       " Ask for something smaller or shorter, or for fewer at once.",
       file=sys.stderr,
     )

@@ -13,7 +13,7 @@ from data_pipeline.paths import is_url
 from data_pipeline.records import ClipRecord
 from data_pipeline.video import as_frames
 from data_pipeline.worlds import judge
-from sora_jax.commands.options import make_folder, make_parser
+from sora_jax.commands.options import make_folder, make_parser, real_option, whole_option
 from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import say, track
 from sora_jax.commands.run import open_run
@@ -45,11 +45,11 @@ def parser():
     required=True,
     help="clip records of a generated world: captions and truth",
   )
-  p.add_argument("--samples", type=int, default=96, help="of each group (default 96)")
+  p.add_argument("--samples", type=whole_option(1), default=96, help="of each group (default 96)")
   p.add_argument(
     "--out", type=path_option, help="folder for videos and scores; default: WORKDIR/eval/SUITE-STEP"
   )
-  p.add_argument("--step", type=int, help="checkpoint; default: the newest")
+  p.add_argument("--step", type=whole_option(), help="checkpoint; default: the newest")
   p.add_argument(
     "--weights",
     default="ema",
@@ -57,16 +57,18 @@ def parser():
     " kept: it is made from all checkpoints) or its decay",
   )
   p.add_argument("--shift", type=read_shift, metavar="auto|NUMBER", help=SHIFT_HELP)
-  for name, kind in (("steps", int), ("guidance", float), ("solver", str)):
+  for name, kind in (
+    ("steps", whole_option(1, 10**5)),
+    ("guidance", real_option(-1e6, 1e6)),
+    ("solver", str),
+  ):
     p.add_argument(f"--{name}", type=kind, help="of the sampler; default: config.sample")
-  p.add_argument("--seed", type=int, default=0)
+  p.add_argument("--seed", type=whole_option(0, 2**32 - 1), default=0)
   p.set_defaults(size=None, seconds=None, fps=None)
   return p
 
 
 def run(args) -> dict:
-  if args.samples < 1:
-    raise BadInput(f"eval: --samples={args.samples} must be at least 1.")
   if is_url(args.workdir) and not args.out:
     raise BadInput(f"eval: of --workdir={args.workdir} the videos want a folder. Give --out.")
   opened = open_run(args.workdir, step=args.step, weights=args.weights)

@@ -11,7 +11,7 @@ from sora_jax.commands.inspect_clips import choose_rows, export_clips, print_cli
 from sora_jax.commands.inspect_data import describe_dataset, print_dataset
 from sora_jax.commands.inspect_page import write_dataset_page
 from sora_jax.commands.inspect_run import describe_run, print_goodput
-from sora_jax.commands.options import make_parser
+from sora_jax.commands.options import make_parser, whole_option
 from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import say
 
@@ -32,32 +32,46 @@ def parser():
   where = p.add_mutually_exclusive_group(required=True)
   where.add_argument("--workdir", type=path_option, help="run of sora train")
   where.add_argument("--data", type=path_option, help="dataset of clip or latent records")
-  p.add_argument("--step", type=int, help="checkpoint of --workdir; default: the newest")
+  p.add_argument("--step", type=whole_option(), help="checkpoint of --workdir; default: the newest")
   p.add_argument(
-    "--slots", type=int, default=0, help="token slots a row: also packs the train split"
+    "--slots",
+    type=whole_option(0, 2**26),
+    default=0,
+    help="token slots a row: also packs the train split",
   )
   p.add_argument(
     "--caption-slots",
-    type=int,
+    type=whole_option(0, 2**26),
     default=0,
     help="caption tokens a row, data.caption_slots of a run (default: --slots, no limit)",
   )
   p.add_argument(
     "--segments",
-    type=int,
+    type=whole_option(0, 2**26),
     default=0,
     help="clips a row, data.segments of a run (default: --slots, no limit)",
   )
   p.add_argument(
-    "--ranks", type=int, default=1, help="data-parallel ranks for the imbalance (default 1)"
+    "--ranks",
+    type=whole_option(1, 2**20),
+    default=1,
+    help="data-parallel ranks for the imbalance (default 1)",
   )
-  p.add_argument("--rows", type=int, default=0, help="rows a step (default: one a rank)")
   p.add_argument(
-    "--width", type=int, default=768, help="of the model, for the cost of a token (default 768)"
+    "--rows",
+    type=whole_option(0, 2**20),
+    default=0,
+    help="rows a step (default: one a rank)",
+  )
+  p.add_argument(
+    "--width",
+    type=whole_option(1, 2**17),
+    default=768,
+    help="of the model, for the cost of a token (default 768)",
   )
   p.add_argument(
     "--patch",
-    type=int,
+    type=whole_option(1, 64),
     nargs=3,
     default=(1, 2, 2),
     metavar=("T", "H", "W"),
@@ -82,7 +96,10 @@ def parser():
   )
   p.add_argument("--split", default="", help="of --html, --clips, --export: only its clips")
   p.add_argument(
-    "--limit", type=int, default=0, help="of them: at most so many clips, on the sheet of --html"
+    "--limit",
+    type=whole_option(),
+    default=0,
+    help="of them: at most so many clips, on the sheet of --html",
   )
   return p
 
@@ -107,8 +124,6 @@ def run(args) -> dict:
     return facts
   if args.step is not None:
     raise BadInput("inspect: --step asks for --workdir.")
-  if args.limit < 0:
-    raise BadInput(f"inspect: --limit={args.limit} is below 0. Give a number of clips.")
   dataset = Dataset.open(args.data, kind=None)
   rows = choose_rows(dataset, args.split, 0 if args.html else args.limit)
   if args.clips:
@@ -131,10 +146,9 @@ def describe_packing(args) -> dict:
 
   Every clip has its caption (no dropout); caption slots and segments bind where they are given.
   """
-  if args.ranks < 1 or args.slots < 1 or args.caption_slots < 0 or args.segments < 0:
+  if args.rows % args.ranks:
     raise BadInput(
-      f"inspect: --slots={args.slots}, --ranks={args.ranks} must be positive, "
-      f"--caption-slots={args.caption_slots}, --segments={args.segments} not negative."
+      f"inspect: --rows={args.rows} does not divide over --ranks={args.ranks}. Change one of them."
     )
   dataset = Dataset.open(args.data, kind="latent")
   settings = PackSettings(

@@ -6,12 +6,14 @@ import os
 import re
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from data_pipeline.errors import BadInput
+from data_pipeline.kinds import MANY, Kind, real, whole
 from sora_jax.commands.config_files import resolve_config
 from sora_jax.commands.config_imports import ORDER, importing_beside
 from sora_jax.commands.paths import expand_settings
@@ -58,6 +60,29 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
     default=argparse.SUPPRESS,
     help="also show what the libraries log",
   )
+
+
+def whole_option(least: int = 0, most: int = MANY) -> Callable[[str], int]:
+  """The type of an option that is a whole number in [least, most]."""
+  return _number_option(int, whole(least, most))
+
+
+def real_option(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
+  """The type of an option that is a number in [least, most], or above `least`."""
+  return _number_option(float, real(least, most, above=above))
+
+
+def _number_option(read: Callable, kind: Kind) -> Callable:
+  def parse(text: str):
+    try:
+      value = read(text)
+    except ValueError:
+      value = None
+    if not kind.fits(value):
+      raise argparse.ArgumentTypeError(f"{text} must be {kind.what}")
+    return value
+
+  return parse
 
 
 class Parser(argparse.ArgumentParser):

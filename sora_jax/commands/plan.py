@@ -16,7 +16,7 @@ from sora_jax.build.program import (
   state_bytes,
 )
 from sora_jax.commands.attend import attend
-from sora_jax.commands.options import make_parser
+from sora_jax.commands.options import make_parser, real_option
 from sora_jax.commands.plan_cache import cache_file, keep_plan, read_plan
 from sora_jax.commands.plan_table import print_plan, print_ranking
 from sora_jax.commands.progress import say
@@ -63,7 +63,12 @@ def parser():
   p.add_argument(
     "--search", action="store_true", help="compiles the six most likely meshes, prints a ranking"
   )
-  p.add_argument("--price", type=float, default=0.0, help="of a chip and hour: adds the cost")
+  p.add_argument(
+    "--price",
+    type=real_option(0.0, 1e9),
+    default=0.0,
+    help="of a chip and hour: adds the cost",
+  )
   p.add_argument("--no-cache", action="store_true", help="compiles even what is kept")
   return p
 
@@ -71,8 +76,6 @@ def parser():
 def run(args) -> dict:
   config, price = args.config, args.price
   settle(config, args.config_file, "plan")
-  if not 0 <= price < math.inf:
-    raise BadInput(f"plan: --price={price} is no price. Give that of a chip and hour.")
   if args.search and args.mesh:
     raise BadInput("plan: --search finds meshes, --mesh names one. Give one of them.")
   jax.config.update("jax_platforms", "cpu")  # nothing runs: no device is taken from anyone

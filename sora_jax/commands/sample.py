@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_pipeline.errors import BadInput
 from data_pipeline.text_lines import read_lines
-from sora_jax.commands.options import make_folder, make_parser
+from sora_jax.commands.options import make_folder, make_parser, real_option, whole_option
 from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import track
 from sora_jax.commands.run import open_run
@@ -17,6 +17,7 @@ from sora_jax.generate.sample import Settings
 KINDS = (".mp4", ".png")  # of files that are made; a picture is of a single frame
 MOST_DRAW = 2**63
 SHIFT_HELP = "of the solver's times towards noise; 1 is none, auto that of the run's training"
+SIDES = range(1, 2**14 + 1)  # pixels
 
 
 def parser():
@@ -42,14 +43,27 @@ def parser():
     help="MP4 file (PNG with --seconds=0), or with --prompts a folder for 0000.mp4 …",
   )
   how = p.add_argument_group("size and sampler", "what is not given is the run's config.sample")
-  how.add_argument("--seconds", type=float, help="length; 0 makes a single frame")
-  how.add_argument("--size", metavar="WxH", help="pixels")
-  how.add_argument("--fps", type=float, help="frames a second")
-  how.add_argument("--steps", type=int, help="solver steps")
-  how.add_argument("--guidance", type=float, help="scale s of u + s(c-u); 1 is no guidance")
+  how.add_argument(
+    "--seconds",
+    type=real_option(0.0, 3600.0),
+    help="length; 0 makes a single frame",
+  )
+  how.add_argument("--size", type=parse_size, metavar="WxH", help="pixels")
+  how.add_argument("--fps", type=real_option(0.0, 1000.0, above=True), help="frames a second")
+  how.add_argument("--steps", type=whole_option(1, 10**5), help="solver steps")
+  how.add_argument(
+    "--guidance",
+    type=real_option(-1e6, 1e6),
+    help="scale s of u + s(c-u); 1 is no guidance",
+  )
   how.add_argument("--solver", help="euler or heun")
   how.add_argument("--shift", type=read_shift, metavar="auto|NUMBER", help=SHIFT_HELP)
-  p.add_argument("--seed", type=int, default=0, help="same seed and draw, same file")
+  p.add_argument(
+    "--seed",
+    type=whole_option(0, 2**32 - 1),
+    default=0,
+    help="same seed and draw, same file",
+  )
   p.add_argument(
     "--draw",
     type=int,
@@ -59,24 +73,27 @@ def parser():
   )
   p.add_argument(
     "--rows",
-    type=int,
+    type=whole_option(1, 2**16),
     help="videos made at once (default: config.sample.rows; fewer are quicker where there are few"
     " captions, and others by rounding)",
   )
-  p.add_argument("--step", type=int, help="checkpoint; default: the newest")
+  p.add_argument("--step", type=whole_option(), help="checkpoint; default: the newest")
   p.add_argument(
     "--weights",
     default="ema",
     help="ema (default), params, or ema:NUMBER, an average by its width (also one that was not"
     " kept: it is made from all checkpoints) or its decay",
   )
-  p.add_argument("--crf", type=int, default=12, help="H.264 quality, 0 best to 51 (default 12)")
+  p.add_argument(
+    "--crf",
+    type=whole_option(0, 51),
+    default=12,
+    help="H.264 quality, 0 best to 51 (default 12)",
+  )
   return p
 
 
 def run(args) -> dict:
-  if not 0 <= args.crf <= 51:
-    raise BadInput(f"sample: --crf={args.crf} is not in 0 (best) to 51.")
   prompts = read_prompts(args)
   if not 0 <= args.draw <= MOST_DRAW - len(prompts):
     raise BadInput(f"sample: --draw={args.draw} is not between 0 and 2**63. Give a smaller one.")
@@ -160,14 +177,17 @@ def choose_settings(args, defaults) -> tuple[dict, Settings]:
     given = getattr(args, name)
     return defaults[name] if given is None else given
 
-  width, height = parse_size(args.size) if args.size else (defaults.width, defaults.height)
+  width, height = args.size or (defaults.width, defaults.height)
   size = dict(seconds=pick("seconds"), width=width, height=height, fps=pick("fps"))
   return size, Settings(pick("steps"), pick("guidance"), pick("solver"), pick("shift"), args.seed)
 
 
 def parse_size(text: str) -> tuple[int, int]:
-  """ "640x480" to (640, 480)."""
+  """ "640x480" to (640, 480). Raises ArgumentTypeError: it is no size."""
   width, _, height = text.lower().partition("x")
-  if not (width.isdecimal() and height.isdecimal()):
-    raise BadInput(f"sample: --size={text} is not WIDTHxHEIGHT. Give for example --size=64x48.")
+  are_numbers = width.isdecimal() and height.isdecimal()
+  if not (are_numbers and int(width) in SIDES and int(height) in SIDES):
+    raise argparse.ArgumentTypeError(
+      f"{text} is not WIDTHxHEIGHT of 1 to {SIDES[-1]} pixels, such as 64x48"
+    )
   return int(width), int(height)

@@ -26,7 +26,7 @@ from sora_jax.build.run import build_mesh, build_optimizer, build_schedule, chec
 from sora_jax.build.vae import clips_of, vae_task
 from sora_jax.commands.data import make_world
 from sora_jax.commands.encode import encode_dataset
-from sora_jax.commands.options import make_folder, make_parser
+from sora_jax.commands.options import make_folder, make_parser, whole_option
 from sora_jax.commands.paths import dataset_paths, path_option
 from sora_jax.commands.progress import say, track
 from sora_jax.commands.settle import settle
@@ -79,8 +79,18 @@ def parser():
     metavar="HOST:PORT",
     help="of process 0; Slurm, GKE, Cloud TPU and sora launch say it by themselves",
   )
-  p.add_argument("--processes", type=int, default=0, help="of the run, with --coordinator")
-  p.add_argument("--process", type=int, default=-1, help="this one's number, from 0 on")
+  p.add_argument(
+    "--processes",
+    type=whole_option(0, 2**20),
+    default=0,
+    help="of the run, with --coordinator",
+  )
+  p.add_argument(
+    "--process",
+    type=whole_option(-1, 2**20),
+    default=-1,
+    help="this one's number, from 0 on",
+  )
   return p
 
 

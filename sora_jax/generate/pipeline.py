@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline.errors import BadInput
+from data_pipeline.tokens import token_count
 from sora_jax.generate.encode import decode_latents, latent_shape
 from sora_jax.generate.sample import Caption, Sampler, Settings, Shape
+
+MOST_TOKENS = 2**22  # of a video: ten times a minute of 832x480, the longest that recipes train on
 
 
 class Request(NamedTuple):
@@ -91,8 +94,15 @@ class Pipeline(NamedTuple):
         first += 1
 
   def shape_of(self, *, seconds: float, width: int, height: int, fps: float) -> Shape:
-    """The latent shape of a video. Raises BadInput: VAE and patch cannot make it."""
-    return Shape(*latent_shape(seconds, width, height, fps, self.vae, self.sampler.patch), fps)
+    """The latent shape of a video. Raises BadInput: VAE and patch cannot make it; no one could."""
+    shape = Shape(*latent_shape(seconds, width, height, fps, self.vae, self.sampler.patch), fps)
+    tokens = token_count(shape[:3], self.sampler.patch)
+    if tokens > MOST_TOKENS:
+      raise BadInput(
+        f"sample: seconds={seconds:g} of {width}x{height} at fps={fps:g} are {tokens} tokens, more"
+        f" than {MOST_TOKENS}. Ask for something smaller or shorter."
+      )
+    return shape
 
   def choose_shift(self, settings: Settings, **size) -> float:
     """The shift that a video of this size is sampled with; see `Sampler.choose_shift`."""

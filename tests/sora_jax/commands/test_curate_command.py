@@ -50,7 +50,7 @@ def test_curate_and_take_down(videos, tmp_path, capsys):
   [
     ((CONFIG, "--out=X"), "--config=FILE.py and --input are needed"),
     ((CONFIG, "--input=Y", "--out=X", "--no_such=1"), "--no_such=1 is no option of ours"),
-    ((CONFIG, "--input=Y", "--out=X", "--workers=0"), "--workers=0 must be at least 1"),
+    ((CONFIG, "--input=Y", "--out=X", "--workers=0"), "--workers: 0 must be a whole"),
     ((CONFIG, "--input=Y", "--out=X"), "Y"),
     ((CONFIG, "--input=Y", "--out=gs://b/x"), "Mount the bucket"),
     (("--config=experiments/demo.py", "--input=Y", "--out=X"), "no group `curate`"),

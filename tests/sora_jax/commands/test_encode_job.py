@@ -230,7 +230,7 @@ def test_more_sizes_than_programs_are_cut_into_tiles(sora, made, tmp_path):
   "argv, text",
   [
     (["--mesh=9"], "--mesh=9 is not in 0.."),
-    (["--shard-bytes=0"], "--shard-bytes=0 must be at least 1"),
+    (["--shard-bytes=0"], "--shard-bytes: 0 must be a whole number in [1,"),
     (["--config=experiments/demo.py"], "the config has no encode.renditions. Add encode = dict("),
     (["--config=nowhere.py"], "no file 'nowhere.py'"),
   ],

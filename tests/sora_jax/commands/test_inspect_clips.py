@@ -205,7 +205,7 @@ def test_a_page_of_latents_decodes_a_few(sora, finished, tmp_path):
   [
     (("--clips", "--split=held_out_combination"), "holds no clips. It has train, held_out"),
     (("--clips", "--split=test"), "split='test' is unknown"),
-    (("--clips", "--limit=-1"), "--limit=-1 is below 0"),
+    (("--clips", "--limit=-1"), "--limit: -1 must be a whole number of 0"),
     (("--clips", "--export=x"), "not allowed with argument"),
     (("--export={tmp}",), "exists. Remove it, or name another"),
     (("--html={tmp}/none/p.html",), "is no file in a folder that exists"),
