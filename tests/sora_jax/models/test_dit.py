@@ -14,6 +14,7 @@ from flax import nnx
 from data_pipeline.errors import BadInput
 from data_pipeline.tokens import Segment, pack_row, patchify, stack_rows
 from sora_jax.attention.registry import segment_attention
+from sora_jax.diffusion.noise import token_normal
 from sora_jax.models.dit import DiT
 from sora_jax.nn.embed import CaptionPool
 from sora_jax.parallel.rules import named_leaves
@@ -233,7 +234,10 @@ def test_given_tokens_are_clean_and_cost_nothing(model):
   segment = make_segments()[0]
   given = np.arange(len(segment.patches)) < 4
   batch = batch_of([[Segment(**{**vars(segment), "given": given})]])
-  x, _, z, t = (np.asarray(part)[0] for part in noisy_patches(batch, jnp.full((4, 4), 0.5), 0))
+  parts = noisy_patches(batch, jnp.full((4, 4), 0.5), 0)
+  slots = batch["draw"], batch["segment"], batch["token_index"]
+  np.testing.assert_array_equal(parts[1], token_normal(0, "noise", *slots, 12))
+  x, _, z, t = (np.asarray(part)[0] for part in parts)
   first = segment.caption_tokens
   np.testing.assert_array_equal(z[first : first + 4], x[first : first + 4])
   assert not np.any(t[: first + 4]) and np.all(t[first + 4 : segment.tokens] == 0.5)

@@ -16,6 +16,7 @@ from sora_jax.train.vae_loss import (
   TERMS,
   kl_divergence,
   make_vae_loss,
+  merge_vae_metrics,
   peak_snr_db,
   sample_posterior,
   vae_loss,
@@ -72,6 +73,14 @@ def test_kl_equals_its_integral(mean, logvar):
 
 def test_psnr_of_one_grey_level_is_48_db():
   assert float(peak_snr_db((2 / 255) ** 2)) == pytest.approx(48.1308, abs=1e-3)
+
+
+def test_microbatches_average_errors_and_not_decibels():
+  squared, weights = np.array([0.01, 0.09]), jnp.array([3.0, 1.0])
+  metrics = dict(l1=jnp.array([0.2, 0.6]), psnr_db=jnp.asarray(-10 * np.log10(squared / 4)))
+  merged = merge_vae_metrics(metrics, weights)
+  assert float(merged["l1"]) == pytest.approx(0.3)
+  assert float(merged["psnr_db"]) == pytest.approx(-10 * np.log10(0.03 / 4), abs=1e-4)
 
 
 def test_the_lossless_codec_has_no_pixel_error():
