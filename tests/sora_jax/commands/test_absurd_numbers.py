@@ -3,11 +3,17 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from data_pipeline.errors import BadInput
 from sora_jax.commands.entry import report_error
+from sora_jax.commands.inspect import describe_packing
 from sora_jax.commands.options import whole_option
+from sora_jax.generate.pipeline import Pipeline
+from sora_jax.generate.sample import Sampler
 
 SAMPLE = ("sample", "--workdir=w", "--prompt=x", "--out=x.mp4")
 EVAL = ("eval", "--workdir=w", "--data=d", "--suite=adherence")
@@ -65,3 +71,17 @@ def test_too_little_memory_of_the_machine_is_one_line(capsys):
   assert report_error("sample", MemoryError("Unable to allocate 9 TiB")) == 1
   text = "sora sample: the machine has too little memory (Unable to allocate 9 TiB). Ask for some"
   assert capsys.readouterr().err.startswith(text)
+
+
+def test_a_video_beyond_any_machine_is_refused_before_it_is_made():
+  vae = SimpleNamespace(time_factor=4, space_factor=8)
+  pipeline = Pipeline(None, cast(Sampler, SimpleNamespace(patch=(1, 2, 2))), vae)
+  minute = dict(width=832, height=480, fps=16.0)
+  assert pipeline.shape_of(seconds=60.0, **minute).f == 241
+  with pytest.raises(BadInput, match="seconds=3600 of 832x480 at fps=16 are 22465560 tokens"):
+    pipeline.shape_of(seconds=3600.0, **minute)
+
+
+def test_rows_that_do_not_divide_over_ranks():
+  with pytest.raises(BadInput, match="--rows=3 does not divide over --ranks=2"):
+    describe_packing(SimpleNamespace(rows=3, ranks=2))
