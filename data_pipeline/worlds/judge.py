@@ -3,19 +3,21 @@
 The backdrop, bars and ramps of physworld are grey, so chroma tells the objects. Hue peaks
 separate two objects; each object's coverage is its pixels' chroma along its hue; colour is the
 nearest palette hue, shape the best of rendered and blurred templates, direction the first leg of
-the centroid's track. Made for blurred and compressed video.
+the centroid's track, where all of the track is a motion that its family allows (`laws`). Made for
+blurred and compressed video.
 """
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from data_pipeline.errors import BadInput
 from data_pipeline.worlds import palette
-from data_pipeline.worlds.agreement import Look, compare, looks_of
+from data_pipeline.worlds.agreement import Look, Looks, compare, looks_of
+from data_pipeline.worlds.laws import SEEN, Track, find_fault
 
-VERSION = 1  # raised whenever the same video and attributes give another verdict or chance
+VERSION = 2  # raised whenever the same video and attributes give another verdict or chance
 MIN_CHROMA = 40.0  # of 255; no object is paler
 MIN_TRAVEL = 0.06  # world units that count as motion
 TURN_BACK = 0.08  # world units of return that end the first leg
@@ -30,24 +32,17 @@ _BLURS = (0.5, 0.9, 1.4)  # pixels, standard deviation
 _SHAPE_FRAMES = 12
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Track:
-  """One object through a video.
+class Verdict(NamedTuple):
+  """What a video shows of what was asked.
 
   Attributes:
-    colour, shape: names of `palette`.
-    direction: that of the first leg, None if it hardly moves.
-    centroid: (x, y) in world units [F, 2], nan where it is not seen.
-    area: square world units [F].
-    share: of all coloured pixels.
+    agrees: colour, shape and direction: True if all objects agree, None if the attributes make no
+      claim (the direction of an image). Without the objects, False in all that is claimed.
+    reasons: of each that is False, what is seen instead: "shows red", "jumps", "no such object".
   """
 
-  colour: str
-  shape: str
-  direction: str | None
-  centroid: np.ndarray
-  area: np.ndarray
-  share: float
+  agrees: dict[str, bool | None]
+  reasons: dict[str, str]
 
 
 def _shrink(video: np.ndarray) -> np.ndarray:
@@ -100,15 +95,16 @@ def _cover(chroma: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, float]:
   return np.where(mine & (along > 0.25), np.clip(along, 0, 1), 0).astype(np.float32), np.angle(core)
 
 
-def _locate(cover: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Centroids [F, 2], nan where under a third of the object is seen, and areas [F], in pixels."""
+def _locate(cover: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Centroids [F, 2], nan where less than `SEEN` is seen, areas and variances [F], in pixels."""
   _, height, width = cover.shape
+  x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
   area = cover.sum((1, 2))
-  seen = area >= max(np.percentile(area, 90) / 3, 1.0)
+  seen = area >= max(np.percentile(area, 90) * SEEN, 1.0)
   whole = np.where(seen, area, np.nan)
-  x = cover.sum(1) @ (np.arange(width) + 0.5) / whole
-  y = cover.sum(2) @ (np.arange(height) + 0.5) / whole
-  return np.stack([x, y], axis=-1), area
+  across, down = cover.sum(1) / whole[:, None], cover.sum(2) / whole[:, None]
+  centroid = np.stack([across @ x, down @ y], axis=-1)
+  return centroid, area, across @ x**2 + down @ y**2 - (centroid**2).sum(-1)
 
 
 def _blur_matrix(size: int, sigma: float) -> np.ndarray:
@@ -195,30 +191,62 @@ def track(video: np.ndarray) -> tuple[Track, ...]:
   for i in range(len(peaks)):
     mine = faint & (apart.argmin(0) == i) & (apart[i] <= np.pi / 3)
     cover, tone = _cover(chroma, mine)
-    centroid, area = _locate(cover)
+    centroid, area, variance = _locate(cover)
     if np.isnan(centroid).all() or area.max() < MIN_AREA * unit**2:
       continue
-    shape = classify_shape(cover, centroid, area)
-    share = float((coloured & mine).sum() / coloured.sum())
     place = centroid / unit
     tracks.append(
-      Track(nearest_colour(tone), shape, first_direction(place), place, area / unit**2, share)
+      Track(
+        colour=nearest_colour(tone),
+        shape=classify_shape(cover, centroid, area),
+        direction=first_direction(place),
+        centroid=place,
+        area=area / unit**2,
+        spread=variance / np.maximum(area, 1.0),
+        solid=(cover**2).sum((1, 2)) / np.maximum(area, 1.0),
+        share=float((coloured & mine).sum() / coloured.sum()),
+      )
     )
   return tuple(tracks)
 
 
-def judge(video: np.ndarray, attributes: Mapping) -> dict[str, bool | None]:
-  """Says which attributes the video follows.
+def judge(video: np.ndarray, attributes: Mapping) -> Verdict:
+  """Says which attributes the video follows, and of those that it does not, why.
 
   Args:
     video: uint8 [F, H, W, 3].
     attributes: `WorldClip.attributes` or `Description.attributes`.
   Returns:
-    colour, shape and direction: True if all objects agree, None if the attributes make no claim
-    (the direction of an image). A video without the objects is False in all that is claimed.
+    The verdict. A direction agrees only where all objects move as their family does.
   """
   asked = looks_of(attributes)
   shown = track(video)
   if len(asked) == 1:
     shown = tuple(one for one in shown if one.share >= DOMINANT)
-  return compare([Look(one.colour, one.shape, one.direction) for one in shown], asked)
+  fault = _find_fault(shown, asked, video, attributes)
+  agrees = compare(
+    [Look(one.colour, one.shape, None if fault else one.direction) for one in shown], asked
+  )
+  reasons = {name: _explain(name, shown, asked) for name, right in agrees.items() if right is False}
+  if fault and "direction" in reasons:
+    reasons["direction"] = fault
+  return Verdict(agrees, reasons)
+
+
+def _find_fault(
+  shown: Sequence[Track], asked: Looks, video: np.ndarray, attributes: Mapping
+) -> str | None:
+  """What is wrong with the motion, where one is asked for and the objects are there."""
+  frames, height, width, _ = video.shape
+  if frames < 2 or len(shown) < len(asked) or all(one.direction is None for one in asked):
+    return None
+  unit = min(height, width)
+  side = (width / unit, height / unit)
+  return find_fault(shown, attributes["family"], attributes["seconds"], side)
+
+
+def _explain(name: str, shown: Sequence[Track], asked: Looks) -> str:
+  if len(shown) < len(asked):
+    return "no such object" if len(asked) == 1 else f"{len(shown)} of {len(asked)} objects"
+  words = [getattr(one, name) or "no motion" for one in shown]
+  return f"shows {' and '.join(words)}"

@@ -95,7 +95,8 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
   """Samples, writes, decodes and judges; also judges the real clips of the same captions.
 
   Returns:
-    `adherence` (see `evals.adherence.merge`), `samples` (one a video: file, caption, group, judged)
+    `adherence` (see `evals.adherence.merge`), `samples` (one a video: file, caption, group,
+      judged, and reasons, what is seen instead where judged says False)
     and what was asked. The same is written to `OUT/scores.json`; where that answers the same
     question already, it is returned and nothing is sampled.
   """
@@ -123,7 +124,7 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
       write_mp4(path, video, size["fps"], crf=CRF)
     attributes = [json.loads(record.attributes) for record in records]
     verdicts = judge_all([read_mp4(path)[0] for path in files], attributes)
-    scores[group] = score(verdicts, attributes)
+    scores[group] = score([verdict.agrees for verdict in verdicts], attributes)
     ceilings[group] = judge_real(records, out / "real.mp4")
     samples += [
       dict(
@@ -131,7 +132,8 @@ def measure_adherence(opened, clips: Dataset, args, out: Path) -> dict:
         caption=request.prompt,
         draw=request.draw,  # for sora sample
         group=group,
-        judged=verdict,
+        judged=verdict.agrees,
+        reasons=verdict.reasons,
       )
       for path, request, verdict in zip(files, requests, verdicts, strict=True)
     ]
@@ -237,4 +239,4 @@ def judge_real(records, path: Path) -> dict:
     videos.append(np.asarray(read_mp4(path)[0]))
   path.unlink()
   attributes = [json.loads(record.attributes) for record in records]
-  return score(judge_all(videos, attributes), attributes)
+  return score([verdict.agrees for verdict in judge_all(videos, attributes)], attributes)

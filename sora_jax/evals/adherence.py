@@ -1,9 +1,10 @@
 """Does a generated video show what its caption says? Judged on decoded files, against true words.
 
 An attribute (colour, shape, direction) of a sample is right when the judge of the generated world
-finds in the video exactly what the caption named. Beside each score stand its 95 % interval, the
-chance of the best answer that is blind to its caption (`worlds.agreement.chance`), the probability
-of so many hits by such chance, and the judge's score on real clips, the ceiling.
+finds in the video exactly what the caption named, a direction only in a motion that can be. Beside
+each score stand its 95 % interval, the chance of the best answer that is blind to its caption
+(`worlds.agreement.chance`), the probability of so many hits by such chance, and the judge's score
+on real clips, the ceiling.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +13,21 @@ import numpy as np
 
 from data_pipeline.errors import BadInput
 from data_pipeline.worlds.agreement import ATTRIBUTES, chance
-from data_pipeline.worlds.judge import judge
+from data_pipeline.worlds.judge import Verdict, judge
 from sora_jax.evals.statistics import poisson_binomial_p_value, wilson_interval
 
 
-def judge_all(videos: Sequence[np.ndarray], attributes: Sequence[Mapping]) -> list[dict]:
-  """The verdict on every video: attribute -> True, False, or None where no claim is made."""
+def judge_all(videos: Sequence[np.ndarray], attributes: Sequence[Mapping]) -> list[Verdict]:
+  """The verdict on every video."""
   return [judge(video, facts) for video, facts in zip(videos, attributes, strict=True)]
 
 
 def score(verdicts: Sequence[Mapping], attributes: Sequence[Mapping]) -> dict[str, dict]:
   """Scores verdicts per attribute.
 
+  Args:
+    verdicts: of each sample, attribute -> True, False, or None where no claim is made.
+    attributes: of each sample, by which it was judged.
   Returns:
     attribute -> `score`, `hits`, `samples`, `interval` (95 %, Wilson), `chance`, `p_value`
     (one-sided, of at least that many hits by chance). An attribute that no sample claims is left

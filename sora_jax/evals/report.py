@@ -45,7 +45,8 @@ def write_report(
       measured, `interval` [low, high], `p_value`, `held_out_interval`, `held_out_p_value`.
     samples: each with `file` (MP4) and `poster` (PNG), both relative to the folder, `caption`,
       `judged` (attribute -> True, False, or None where it could not be judged), and optionally
-      `group`: a heading for the samples that share it.
+      `reasons` (attribute -> what is seen instead) and `group`: a heading for the samples that
+      share it.
     curves: "panel/line" -> (x, y), plotted as `plot_curves` does.
   Returns:
     Path of the page.
@@ -106,8 +107,10 @@ def sample_groups(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def figure(sample: Mapping[str, Any]) -> str:
+  reasons = {name: f": {why}" for name, why in sample.get("reasons", {}).items()}
   ticks = "".join(
-    f'<span class="{MARKS[right][0]}">{MARKS[right][1]} {html.escape(name)}</span>'
+    f'<span class="{MARKS[right][0]}">{MARKS[right][1]} '
+    f"{html.escape(name + reasons.get(name, ''))}</span>"
     for name, right in sample["judged"].items()
   )
   return (

@@ -83,6 +83,13 @@ def test_different_clips_are_far_apart():
   assert min(distances) > 15
 
 
+def test_clips_at_exactly_the_distance_are_near():
+  prints = [Print("a", "a", (0,), 9, 1, 1), Print("b", "b", (0b111,), 1, 1, 1)]
+  assert near.distance(*(p.hashes for p in prints)) == 3
+  assert list(near.find_pairs(prints, max_distance=3, within_source=True)) == [("a", "b")]
+  assert list(near.find_pairs(prints, max_distance=2.99, within_source=True)) == []
+
+
 def test_one_common_frame_does_not_make_a_copy():
   a, b = clip(0), clip(1)
   b[2] = a[2]

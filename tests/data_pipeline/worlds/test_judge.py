@@ -10,7 +10,7 @@ from scipy import ndimage
 from data_pipeline.errors import BadInput
 from data_pipeline.worlds import palette
 from data_pipeline.worlds.agreement import chance, looks_of, uniform_chance
-from data_pipeline.worlds.judge import judge, nearest_colour, track
+from data_pipeline.worlds.judge import first_direction, judge, nearest_colour, track
 from data_pipeline.worlds.physworld import FAMILIES, make_clip
 
 FILM = dict(frames=9, height=32, width=32, fps=8.0, held_out_fraction=0.1)
@@ -35,6 +35,13 @@ def blur(video, sigma):
   return soft.round().astype(np.uint8)
 
 
+def smear(video):
+  """As a VAE does: blurred in place and time, with noise."""
+  soft = ndimage.gaussian_filter(video.astype(np.float32), (0.25, 1.0, 1.0, 0))
+  noise = np.random.default_rng(0).normal(0, 6, video.shape)
+  return np.clip(soft + noise, 0, 255).round().astype(np.uint8)
+
+
 def pale(video):
   grey = video.mean(-1, keepdims=True)
   return (grey + 0.5 * (video - grey)).round().astype(np.uint8)
@@ -46,27 +53,27 @@ def scores(verdicts):
 
 
 @pytest.mark.parametrize(
-  "damage",
+  "damage, least",
   [
-    lambda video: compress(video, 18),
-    lambda video: compress(blur(video, 0.7), 18),
-    lambda video: compress(video, 30),
-    lambda video: pale(compress(video, 18)),
+    (lambda video: compress(video, 18), 0.97),
+    (lambda video: compress(smear(video), 12), 0.97),
+    (lambda video: compress(video, 30), 0.9),  # which leaves marks where objects were
+    (lambda video: pale(compress(video, 18)), 0.97),
   ],
   ids=["crf18", "blur", "crf30", "pale"],
 )
-def test_ceiling_on_real_clips(damage, capsys):
+def test_ceiling_on_real_clips(damage, least, capsys):
   clips = [make_clip(11, i, families=FAMILIES, **FILM) for i in range(64)]
-  found = scores([judge(damage(clip.video), clip.attributes) for clip in clips])
+  found = scores([judge(damage(clip.video), clip.attributes).agrees for clip in clips])
   with capsys.disabled():
     print(f"\njudge ceiling {found}")
-  assert found["colour"] >= 0.97 and found["shape"] >= 0.93 and found["direction"] >= 0.97
+  assert found["colour"] >= 0.97 and found["shape"] >= 0.93 and found["direction"] >= least
 
 
 @pytest.mark.parametrize("film", [dict(frames=33), dict(height=96, width=150), dict(frames=1)])
 def test_other_lengths_and_sizes(film):
   clips = [make_clip(12, i, families=FAMILIES, **FILM | film) for i in range(24)]
-  verdicts = [judge(clip.video, clip.attributes) for clip in clips]
+  verdicts = [judge(clip.video, clip.attributes).agrees for clip in clips]
   if film == dict(frames=1):
     assert all(verdict.pop("direction") is None for verdict in verdicts)
   for name in verdicts[0]:
@@ -76,7 +83,7 @@ def test_other_lengths_and_sizes(film):
 def test_attributes_of_another_clip_agree_by_chance_only():
   clips = [make_clip(13, i, families=("drift", "occlude"), **FILM) for i in range(160)]
   others = clips[1:] + clips[:1]
-  found = scores([judge(a.video, b.attributes) for a, b in zip(clips, others, strict=True)])
+  found = scores([judge(a.video, b.attributes).agrees for a, b in zip(clips, others, strict=True)])
   expected = uniform_chance(looks_of(clips[0].attributes))
   assert expected == {"colour": 1 / 8, "shape": 1 / 3, "direction": 1 / 4}
   for name, value in found.items():  # four standard errors
@@ -89,7 +96,7 @@ def test_colliding_clips_judged_by_another_caption_stay_below_chance():
   clips = [make_clip(13, i, families=("collide",), **FILM) for i in range(240)]
   clips = [clip for clip in clips if all(one["direction"] for one in clip.attributes["objects"])]
   others = clips[1:] + clips[:1]
-  found = scores([judge(a.video, b.attributes) for a, b in zip(clips, others, strict=True)])
+  found = scores([judge(a.video, b.attributes).agrees for a, b in zip(clips, others, strict=True)])
   chances = chance([clip.attributes for clip in others])
   assert len(clips) > 80 and found["direction"] > 3 / 16  # uniform: 1 / 16
   for name, value in found.items():
@@ -100,22 +107,38 @@ def test_colliding_clips_judged_by_another_caption_stay_below_chance():
 def test_time_run_backwards_and_channels_swapped_are_seen():
   for index in range(20):
     clip = make_clip(14, index, families=("drift",), **FILM)
-    assert judge(clip.video, clip.attributes) == dict(colour=True, shape=True, direction=True)
-    assert judge(clip.video[::-1], clip.attributes)["direction"] is False
-    assert judge(clip.video[:1].repeat(9, 0), clip.attributes)["direction"] is False
-    assert judge(clip.video[..., [1, 2, 0]], clip.attributes)["colour"] is False
+    assert all(judge(clip.video, clip.attributes).agrees.values())
+    assert judge(clip.video[::-1], clip.attributes).agrees["direction"] is False
+    assert judge(clip.video[:1].repeat(9, 0), clip.attributes).agrees["direction"] is False
+    assert judge(clip.video[..., [1, 2, 0]], clip.attributes).agrees["colour"] is False
+
+
+def test_direction_is_that_of_the_first_leg():
+  """An object that bounces comes back further than it went."""
+  x = np.concatenate([np.linspace(0.6, 0.8, 4), np.linspace(0.75, 0.2, 9)])
+  there_and_back = np.stack([x, np.full(len(x), 0.5)], axis=-1)
+  assert first_direction(there_and_back) == "right"
+  assert first_direction(there_and_back[3:]) == "left"
+  assert first_direction(there_and_back[:, ::-1]) == "down"
+  assert first_direction(there_and_back * 0.1) is None
 
 
 def test_both_objects_must_match():
+  both_move = 0
   for index in range(20):
     clip = make_clip(15, index, families=("collide",), **FILM)
-    assert judge(clip.video, clip.attributes)["colour"] is True
+    assert judge(clip.video, clip.attributes).agrees["colour"] is True
     lone = np.where((clip.truth["masks"] == 2)[..., None], 128, clip.video).astype(np.uint8)
-    assert judge(blur(lone, 0.5), clip.attributes)["colour"] is False
+    assert judge(blur(lone, 0.5), clip.attributes).agrees["colour"] is False
     first, second = clip.attributes["objects"]
+    if None in (first["direction"], second["direction"]):
+      continue
+    both_move += 1
     swapped = [first | {"colour": second["colour"]}, second | {"colour": first["colour"]}]
     verdict = judge(clip.video, clip.attributes | {"objects": swapped})
-    assert verdict["direction"] is False or None in (first["direction"], second["direction"])
+    assert verdict.agrees["direction"] is False
+    assert verdict.reasons["direction"].startswith("shows ")
+  assert both_move >= 8
 
 
 @pytest.mark.parametrize("frames", [1, 9])
@@ -125,14 +148,14 @@ def test_videos_without_an_object(frames, family):
   nothing = dict(colour=False, shape=False, direction=False)
   rng = np.random.default_rng(0)
   for value in (0, 128, 255):
-    assert judge(np.full((frames, 32, 32, 3), value, np.uint8), attributes) == nothing
+    assert judge(np.full((frames, 32, 32, 3), value, np.uint8), attributes).agrees == nothing
   speck = np.full((frames, 32, 32, 3), 128, np.uint8)
   speck[:, 3:5, 3:5] = (255, 0, 0)
-  assert judge(speck, attributes) == nothing
+  assert judge(speck, attributes).agrees == nothing
   noise = rng.integers(0, 256, (frames, 32, 32, 3), dtype=np.uint8)
-  assert family == "collide" or judge(noise, attributes) == nothing
+  assert judge(noise, attributes).agrees == nothing
   flood = np.broadcast_to(np.array([255, 0, 0], np.uint8), (frames, 32, 32, 3))
-  assert judge(flood, attributes) == nothing
+  assert judge(flood, attributes).agrees == nothing
 
 
 def test_other_colours_count_as_the_nearest():

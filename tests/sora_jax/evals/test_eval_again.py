@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import BadInput
 from data_pipeline.records import ClipRecord
+from data_pipeline.worlds.judge import Verdict
 from data_pipeline.writer import DatasetWriter
 from sora_jax.commands import demo, encode_parts
 from sora_jax.commands import eval as eval_command
 from sora_jax.commands import train as train_command
 
 FACTS = json.dumps({"objects": [{"direction": "left"}]})
-RIGHT = {"colour": True, "shape": True, "direction": True}
+RIGHT = Verdict({"colour": True, "shape": True, "direction": True}, {})
 LOOK = eval_command.Look(2, 16, 16, 8.0)
 
 
@@ -108,7 +109,7 @@ def test_a_question_that_cannot_be_asked_loses_no_scores(ask, tmp_path):
 
 def test_another_judge_judges_anew(ask, monkeypatch):
   ask()
-  monkeypatch.setattr(eval_command.judge, "VERSION", 2)
+  monkeypatch.setattr(eval_command.judge, "VERSION", eval_command.judge.VERSION + 1)
   assert len(ask()[1]) == 2
 
 
