@@ -23,8 +23,8 @@ def base(total_steps: int) -> ConfigDict:
   c.spike = dict(factor=0.0, window=50, most=3)
   # A trace of so many steps, from that one of a session on, into WORKDIR/profile; 0: none.
   c.profile = dict(first_step=10, steps=0)
-  # The newest ones, and one each period for good: from the averages of about 20 of these
-  # --weights=ema:WIDTH makes others, of widths that no average was kept for.
+  # The newest ones, and one each period for good. From the averages of 8 or more of these, of two
+  # widths (optim.more_ema_widths), --weights=ema:WIDTH makes those of other widths.
   c.keep = dict(checkpoints=3, period_steps=0)
   return c
 
@@ -95,7 +95,7 @@ def density(mean: float, std: float, base_tokens: int, shift_exponent: float, **
   """Noise levels of training: logit-normal, shifted by (tokens / base_tokens)^shift_exponent.
 
   `max_shift` bounds the shift and its inverse (0: nothing does): 12 is the largest of a published
-  video model, Wan 2.2.
+  video model, Wan 2.2. The mean shifts too, by e^mean: divide by it.
   """
   settings = dict(name="logit_normal", mean=mean, std=std, base_tokens=base_tokens)
   settings.update(shift_exponent=shift_exponent, max_shift=12.0)

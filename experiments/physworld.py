@@ -95,11 +95,14 @@ def dit() -> ConfigDict:
     remat="block",
   )
   c.diffusion = dict(
-    density=common.density(mean=0.8, std=0.8, base_tokens=144, shift_exponent=0.5),
+    density=common.density(
+      mean=0.8, std=0.8, base_tokens=144, shift_exponent=0.5, max_shift=5.4
+    ),  # times e^0.8 it is 12
     weighting=dict(name="uniform", gamma=5.0),  # or min_snr, which reads gamma
     t_min=0.05,
   )
-  c.optim = common.optimizer(lr=3e-4, warmup_steps=500)
+  c.optim = common.optimizer(lr=3e-4, warmup_steps=500, more_ema_widths=(0.1,))
+  c.keep.period_steps = 2000  # from their averages any width is made afterwards
   c.every = common.every(log_steps=50, checkpoint_steps=1000, evaluate_steps=1000)
   c.evaluate = dict(batches=4)
   c.sample = dict(

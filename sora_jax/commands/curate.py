@@ -29,7 +29,7 @@ def parser():
       --replace-captions
     sora curate --out=data/clips --remove=a.mp4,b.mp4 --data=data/latents
     sora curate --config=curate_default --input='gs://bucket/*.mp4' \\
-    --out=/mnt/bucket/clips --runner=DataflowRunner --project=P --region=R --temp_location=gs://b/t,
+      --out=/mnt/bucket/clips --runner=DataflowRunner --project=P --region=R --temp_location=gs://b/t
     """,
     beam=True,
   )

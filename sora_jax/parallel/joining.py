@@ -239,6 +239,7 @@ def call(status: Joining) -> None:
 
   Raises:
     BadInput: it does not take this process.
+    LostPeer: something else answers.
   """
   while not status.is_over.is_set():
     status.is_told = False
@@ -283,14 +284,27 @@ def _listen_to(line: socket.socket, status: Joining) -> bool:
       status.waits = "process 0: it went away"
       return False
     *words, data = (data + got).split(b"\n")
-    for word in map(json.loads, words):
-      if "refused" in word:
-        raise BadInput(word["refused"])
-      if "go" in word:
-        return word["go"]
-      absent = [number for number in word["absent"] if number != status.number]
-      status.waits, status.is_told = _name_absent(absent, word["count"]), True
+    try:
+      for word in map(json.loads, words):
+        if "go" in word:
+          return bool(word["go"])
+        _heed(word, status)
+    except (ValueError, KeyError, TypeError):
+      data = b"?" * (_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+      raise LostPeer(
+        f"hosts: what answers at {status.address} is not process 0 of a run. Give another"
+        " --coordinator."
+      )
   return False
+
+
+def _heed(word: dict, status: Joining) -> None:
+  """Takes in who is absent. Raises BadInput: process 0 does not take this process."""
+  if "refused" in word:
+    raise BadInput(str(word["refused"]))
+  absent = [number for number in word["absent"] if number != status.number]
+  status.waits, status.is_told = _name_absent(absent, word["count"]), True
 
 
 def _name_absent(numbers: list[int], count: int) -> str:

@@ -52,6 +52,7 @@ def test_help_of_a_command_ends_in_examples_that_parse(sora, name, tmp_path, mon
   examples = command_lines(done.out.partition("example:")[2])
   assert examples and all(line.startswith(f"sora {name} ") for line in examples)
   for line in examples:
+    assert not any(word.endswith(",") for word in shlex.split(line)), line
     parse(line)
   assert callable(module(name).run)
 

@@ -172,6 +172,21 @@ def test_what_the_thread_raises_is_raised_and_a_port_in_use_is_named(monkeypatch
       joining.gather(status, bind)
 
 
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.6\r\n", b"5\n", b"{}\n", b"x" * 9000])
+def test_another_service_at_the_address_is_named(said):
+  with socket.create_server(("127.0.0.1", 0)) as door:
+    address = f"127.0.0.1:{door.getsockname()[1]}"
+
+    def answer():
+      with door.accept()[0] as caller:
+        caller.sendall(said)
+        caller.recv(4096)
+
+    threading.Thread(target=answer, daemon=True).start()
+    with pytest.raises(LostPeer, match=f"what answers at {address} is not process 0 of a run"):
+      joining.call(Joining(1, 2, address))
+
+
 def test_names_of_many():
   assert name_numbers([2, 1]) == "process 1, process 2"
   assert name_numbers(range(1, 13)).endswith("process 8 and 4 more")
