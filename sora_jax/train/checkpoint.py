@@ -119,7 +119,7 @@ class Checkpoints:
     end = time.monotonic() + min(self._seconds, LAG)
     while step is not None and step not in self._manager.all_steps() and time.monotonic() < end:
       time.sleep(1.0)
-      self._manager.reload()
+      self._list_anew()
     sees = hosts.share("sees", step is None or step in self.all_steps(), seconds=self._seconds)
     if not all(sees):
       blind = hosts.name_processes(i for i, sees_it in enumerate(sees) if not sees_it)
@@ -225,11 +225,11 @@ class Checkpoints:
       try:
         return read(at)
       except Removed:  # this one, or another that `read` looked at
-        self._manager.reload()
+        self._list_anew()
         if not left or (step is not None and step not in self.all_steps()):
           raise
       except Damaged:
-        self._manager.reload()
+        self._list_anew()
         if not left or step is not None or self.latest_step() == at:
           raise
     return None
@@ -305,7 +305,7 @@ class Checkpoints:
     target = self._folder.parent / "damaged" / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
     move = lambda: move_folder(self._folder / str(step), target)  # noqa: E731
     hosts.first_does("set aside", move, seconds=self._seconds)
-    self._manager.reload()
+    self._list_anew()
     return str(target)
 
   def _read_meta(self, step: int) -> dict:
@@ -373,7 +373,7 @@ class Checkpoints:
         ) from error
       raise
     if step is not None and hosts.is_first():
-      self._manager.reload()
+      self._list_anew()
       if step not in self.all_steps():
         raise NotSaved(
           f"checkpoint: step {step} was written and is not in {self._folder}. Something else"
@@ -392,7 +392,7 @@ class Checkpoints:
     self.close()
 
   def _named_latest(self) -> str:
-    self._manager.reload()
+    self._list_anew()
     step = self.latest_step()
     return "no checkpoint yet" if step is None else f"the checkpoint at step {step}"
 
@@ -435,6 +435,15 @@ class Checkpoints:
   def _name_steps(self) -> str:
     return ", ".join(map(str, self.all_steps())) or "none"
 
+  def _list_anew(self) -> None:
+    """Lists the steps again; once more where one of them goes while Orbax looks at it."""
+    for left in reversed(range(AGAIN)):
+      try:
+        return self._manager.reload()
+      except FileNotFoundError:
+        if not left:
+          raise
+
   def _is_going(self, step: int) -> bool:
     """Whether a checkpoint that a reader cannot read is gone, or will be in a moment.
 
@@ -444,7 +453,7 @@ class Checkpoints:
       return False
     end = time.monotonic() + GOING
     while True:
-      self._manager.reload()
+      self._list_anew()
       if step not in self.all_steps() or not (self._folder / str(step)).exists():
         return True
       if step == self.latest_step() or time.monotonic() > end:

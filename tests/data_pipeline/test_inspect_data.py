@@ -202,11 +202,11 @@ def test_packs_within_segments_and_caption_slots(latents, monkeypatch):
   pack(latents)
   pack(latents, "--caption-slots=16")
   assert [settings.caption_slots for settings in seen] == [64, 16]
-  with pytest.raises(BadInput, match="--segments=-1 not negative"):
+  with pytest.raises(BadInput, match="--segments: -1 must be a whole number in "):
     pack(latents, "--segments=-1")
 
 
 @pytest.mark.parametrize("patch", [(0, 2, 2), (1, -2, 2)])
 def test_refuses_a_patch_without_sides(latents, patch):
-  with pytest.raises(BadInput, match=r"packing: patch=.* is not three whole sides .*at least 1"):
+  with pytest.raises(BadInput, match=r"--patch: (0|-2) must be a whole number in \[1, "):
     pack(latents, "--patch", *map(str, patch))

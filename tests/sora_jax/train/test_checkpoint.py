@@ -274,6 +274,25 @@ def test_a_removal_that_takes_its_time_is_waited_for(tmp_path, monkeypatch):
       checkpoints.read(1)
 
 
+def test_a_step_that_goes_while_steps_are_listed_is_gone(tmp_path, monkeypatch):
+  write(tmp_path, steps=2)
+  lose_data(tmp_path / "1")
+  with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    honest, named = checkpoints._manager.reload, []
+
+    def reload():
+      if not named:  # Orbax has its name, and asks for its time
+        named.append(1)
+        shutil.rmtree(tmp_path / "1")
+        raise FileNotFoundError(tmp_path / "1")
+      honest()
+
+    monkeypatch.setattr(checkpoints._manager, "reload", reload)
+    with pytest.raises(Removed, match="step 1 .* Steps that are there: 2"):
+      checkpoints.read(1)
+  assert named
+
+
 def test_readers_beside_a_training_that_removes_all_but_the_newest(tmp_path):
   """A real race: what is read of the newest is that of its step, however fast they come and go."""
   bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s))
