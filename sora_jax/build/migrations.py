@@ -4,7 +4,7 @@ from sora_jax.train.migrations import VERSION, describe, lacking
 
 
 def fill_in(config, where: str) -> str:
-  """Fills in, in place, what a run's config of an earlier version lacks.
+  """Fills in, in place, what a run's config of an earlier version lacks, see `migrate`.
 
   Args:
     config: a ConfigDict, locked or not.

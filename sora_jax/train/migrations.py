@@ -43,6 +43,26 @@ ADDED: dict[int, tuple[Added, ...]] = {
 }
 
 
+class Replaced(NamedTuple):
+  """A value that a version writes otherwise, and means the same.
+
+  Attributes:
+    key: dotted name.
+    old, new: what configs of before wrote for it, and what is written now.
+    text: for people, what it means.
+  """
+
+  key: str
+  old: Any
+  new: Any
+  text: str
+
+
+REPLACED: dict[int, tuple[Replaced, ...]] = {
+  2: (Replaced("optim.clip_norm", None, 0.0, "0: no clipping, written None before"),),
+}
+
+
 class Changed(NamedTuple):
   """A setting by which a version computes otherwise, so that a resumed run does from there on.
 
@@ -75,6 +95,7 @@ CHANGED: dict[int, tuple[Changed, ...]] = {
   ),
 }
 OLD = {one.key: one.old for added in ADDED.values() for one in added}
+_ABSENT = object()
 
 
 def version_of(config: Mapping, where: str) -> int:
@@ -96,9 +117,19 @@ def version_of(config: Mapping, where: str) -> int:
 
 
 def lacking(config: Mapping, where: str) -> list[Added]:
-  """The settings that a config of an earlier version lacks. Raises BadInput as `version_of`."""
+  """The settings that a config of an earlier version lacks, or writes otherwise.
+
+  Raises:
+    BadInput: as `version_of`.
+  """
   later = range(version_of(config, where) + 1, VERSION + 1)
-  return [one for version in later for one in ADDED[version] if _is_absent(config, one.key)]
+  absent = [one for version in later for one in ADDED[version] if _is_absent(config, one.key)]
+  return absent + [
+    Added(one.key, one.new, one.text)
+    for version in later
+    for one in REPLACED[version]
+    if _value(config, one.key) == one.old
+  ]
 
 
 def changed(config: Mapping, where: str) -> list[str]:
@@ -111,15 +142,15 @@ def changed(config: Mapping, where: str) -> list[str]:
 
 
 def _value(config: Mapping, key: str) -> Any:
-  """A setting by its dotted name; None where it is absent."""
+  """A setting by its dotted name; `_ABSENT` where it is absent."""
   found: Any = config
   for one in key.split("."):
-    found = found[one] if isinstance(found, Mapping) and one in found else None
+    found = found[one] if isinstance(found, Mapping) and one in found else _ABSENT
   return found
 
 
 def migrate(config: Mapping, where: str) -> tuple[dict, str]:
-  """Fills in what a config of an earlier version lacks.
+  """Fills in what a config of an earlier version lacks, and replaces what it writes otherwise.
 
   Args:
     config: nested dicts; it stays as it is.
@@ -159,8 +190,8 @@ def describe(config: Mapping, where: str, filled: list[Added]) -> str:
     return ""
   settings = ", ".join(f"{one.key}={show(one.old)} ({one.text})" for one in filled)
   return (
-    f"{where} is of version {version_of(config, where)} of the settings (this is {VERSION}): goes"
-    f" on as before, with {settings}"
+    f"{where} is of version {version_of(config, where)} of the settings (this is {VERSION}): means"
+    f" what it did, with {settings}"
   )
 
 

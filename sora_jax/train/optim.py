@@ -156,7 +156,7 @@ def make_optimizer(
   b1: float,
   b2: float,
   eps: float,
-  clip_norm: float | None,
+  clip_norm: float,
   clip_sigmas: float,
   clip_decay: float,
   momentum_dtype: str,
@@ -164,8 +164,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Clipping by the global norm and by its history, then the named optimiser.
 
-  `clip_norm` 0 switches the first off (None, of older configs, means the same), `clip_sigmas` 0 the
-  second, see `clip_by_history`.
+  `clip_norm` 0 switches the first off, `clip_sigmas` 0 the second, see `clip_by_history`.
 
   `momentum_dtype` is of the first moments (AdamW's, Muon's momentum), `variance_dtype` of the
   second ones. An average in bfloat16, of 8 bits, stands still where it should move by less than
@@ -188,7 +187,7 @@ def make_optimizer(
       f"optim: variance_dtype=bfloat16 with b2={b2} would stand still: it moves by {1 - b2:.2g} of"
       " its size a step, of which bfloat16 sees 1/256. Set b2=0.95, or variance_dtype=float32."
     )
-  if not 0 < lr < math.inf or not (clip_norm is None or 0 <= clip_norm < math.inf):
+  if not (0 < lr < math.inf and 0 <= clip_norm < math.inf):
     raise BadInput(
       f"optim: lr={lr} must be positive, clip_norm={clip_norm} too, or 0 (off). Set them so."
     )

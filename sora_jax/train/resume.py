@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from importlib.metadata import version
+from typing import Any
 
 import jax
 
@@ -38,11 +39,22 @@ MAY_CHANGE = (
   "data.threads",
   "data.prefetch",
 )
-
-
+# Settings that a config may lack, each of a group that the run's data or model may not have. All
+# others are in any config that passed the checks of its command.
+MAY_LACK = (
+  "codec.*",
+  "codec_text",
+  "loss.terms.*",
+  "plan.*",
+  "world.*",
+  "film.*",
+  "curate.*",
+  "encode.*",
+)
 # Settings that a refusal names; more would be another config altogether, but for what an upgrade
 # changed: of a checkpoint of an earlier version all are named.
 _SHOWN = 4
+_OF = "resume: the checkpoint's config"
 
 
 def environment() -> dict:
@@ -142,7 +154,11 @@ def check_resume(saved: dict, now: dict) -> list[str]:
         f"resume: {key}={now[key]} is not the checkpoint's {saved[key]} (another {what})."
         f" Use a new --workdir, or the {what} that the run began with."
       )
-  warnings = _schedule_warning(changed, now["config"]) + _environment_warning(saved, now)
+  ignored = [
+    f"resume: {name}={show(value)} of the checkpoint is no setting, and nothing read it: left out"
+    for name, value in no_settings(saved["config"], now["config"]).items()
+  ]
+  warnings = ignored + _schedule_warning(changed, now["config"]) + _environment_warning(saved, now)
   now_on = [f"resume: {text}" for text in computes_otherwise(saved["config"], "the checkpoint")]
   return [f"resume: {line}"] * bool(line) + now_on + warnings
 
@@ -162,13 +178,13 @@ def check_config(saved: dict, now: dict) -> dict[str, tuple]:
   Raises:
     BadInput: a setting changed that may not.
   """
-  is_older = version_of(saved, "resume: the checkpoint's config") < VERSION
+  is_older, unread = version_of(saved, _OF) < VERSION, no_settings(saved, now)
   saved, now = (as_json(migrate(config, "resume: config")[0]) for config in (saved, now))
   changed = changes(saved, now)
   refused = {
     name: pair
     for name, pair in changed.items()
-    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
+    if not _is_one(name, MAY_CHANGE) and name not in unread
   }
   if refused:
     shown = dict(itertools.islice(refused.items(), len(refused) if is_older else _SHOWN))
@@ -179,7 +195,30 @@ def check_config(saved: dict, now: dict) -> dict[str, tuple]:
     settings = ", ".join(f"{name}={show(a)}" for name, (a, _) in shown.items() if a != "absent")
     back = f", or set {settings}" if settings and shown == refused else ""
     raise BadInput(f"resume: {listed}. Use a new --workdir{back}.")
-  return changed
+  return {name: pair for name, pair in changed.items() if name not in unread}
+
+
+def no_settings(saved: dict, now: dict) -> dict[str, Any]:
+  """What a checkpoint of an earlier version has beside its settings, which nothing ever read.
+
+  Versions before the settings were checked let it pass. A config that was checked has no room for
+  it, and has every setting of its model.
+
+  Args:
+    saved: config of the checkpoint.
+    now: that of the run which would continue it, checked.
+  Returns:
+    Flat name -> value.
+  """
+  model, new = (flatten(config).get("model.name") for config in (saved, now))
+  if version_of(saved, _OF) >= VERSION or model != new:
+    return {}
+  names = flatten(saved).keys() - flatten(now).keys()
+  return {n: flatten(saved)[n] for n in sorted(names) if not _is_one(n, MAY_LACK)}
+
+
+def _is_one(name: str, patterns: tuple[str, ...]) -> bool:
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _schedule_warning(changed: dict, config: dict) -> list[str]:

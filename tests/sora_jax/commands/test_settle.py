@@ -29,8 +29,10 @@ def of_before(arg="debug") -> dict:
 def test_a_config_of_before_is_filled_in_and_said(capsys):
   config = ConfigDict(of_before()).lock()
   settle(config, "mine.py", "train")
-  (line,) = capsys.readouterr().err.splitlines()
+  line, otherwise = capsys.readouterr().err.splitlines()
   assert line.startswith("train: mine.py is of version 1 of the settings") and config.version == 2
+  assert "means what it did" in line  # and a new run by it computes this otherwise all the same
+  assert otherwise.startswith("train: mine.py: optim.name=muon orthogonalises q, k, v, gate")
   assert all(name in line for name in OLD) and config.optim.ema_decay == 0.99
   settle(config, "mine.py", "train")
   assert capsys.readouterr().err == ""

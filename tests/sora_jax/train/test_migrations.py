@@ -1,6 +1,9 @@
 """Configs of before mean what they meant; each setting that is filled in is named."""
 
+import contextlib
+import functools
 import json
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
@@ -8,8 +11,10 @@ from ml_collections import ConfigDict
 from data_pipeline.errors import BadInput
 from experiments import common, demo, film
 from sora_jax.build.migrations import fill_in
+from sora_jax.build.schema import check_run
+from sora_jax.commands.settle import settle
 from sora_jax.train.migrations import ADDED, VERSION, migrate, show
-from sora_jax.train.resume import changes, check_config, flatten, told
+from sora_jax.train.resume import changes, check_config, flatten, no_settings, told
 from sora_jax.train.weights import Origin, compare_origin
 
 OLD = {
@@ -44,10 +49,57 @@ def test_what_a_dit_lacks_is_filled_in_with_its_old_meaning_and_named():
   assert changes(old, new) == {
     key: ("absent", value) for key, value in (OLD | {"version": 2}).items()
   }
-  assert line.startswith("mine.py is of version 1 of the settings (this is 2): goes on as before")
+  assert line.startswith("mine.py is of version 1 of the settings (this is 2): means what it did")
   assert "\n" not in line and all(f"{key}={show(value)}" in line for key, value in OLD.items())
   assert "version" not in old
   assert migrate(new, "mine.py") == (new, "")
+
+
+def test_a_value_that_is_written_otherwise_now_is_replaced_and_named():
+  """None was the only way to switch clipping off; 0 is now."""
+  old = of_before()
+  assert "clip_norm" not in migrate(old, "mine.py")[1]
+  old["optim"]["clip_norm"] = None
+  new, line = migrate(old, "mine.py")
+  assert new["optim"]["clip_norm"] == 0.0 and old["optim"]["clip_norm"] is None
+  assert "optim.clip_norm=0.0 (0: no clipping, written None before)" in line
+  config: Any = ConfigDict(old).lock()
+  settle(config, "mine.py", "train")
+  assert config.optim.clip_norm == 0.0
+  assert check_config(old, new) == check_config(old, old) == {}  # new written, or as it was
+  with pytest.raises(BadInput, match="optim.clip_norm: 0.0 in the checkpoint, 1.0 now.*=0.0"):
+    check_config(old, migrate(of_before(), "mine.py")[0])
+  config.optim.clip_norm = None
+  with pytest.raises(BadInput, match="optim.clip_norm=None must be a number"):
+    settle(config, "mine.py", "train")
+
+
+def test_what_a_checkpoint_of_before_has_beside_its_settings_is_left_out():
+  """Nothing read it, and a config that still has it is refused."""
+  saved, now = of_before(), migrate(of_before(), "mine.py")[0]
+  saved |= {"notes": {"author": "me"}}
+  saved["optim"] = saved["optim"] | {"remark": 1}
+  assert no_settings(saved, now) == {"notes.author": "me", "optim.remark": 1}
+  assert check_config(saved, now) == {} == no_settings(now | {"notes": 1}, now)
+  with pytest.raises(BadInput, match="resume: notes: 1 in the checkpoint, absent now"):
+    check_config(now | {"notes": 1}, now)  # of this version: it was never let pass
+
+
+def test_a_setting_that_a_config_may_lack_is_never_left_out():
+  kept = set()
+  for make in (demo.debug, demo.dit, demo.vae, film.vae):
+    saved = of_before(make)
+    saved["data"]["path"] = "x"  # then nothing is made by `codec` and `world`
+    alone = [(name,) for name in (*flatten(saved), *saved.keys() - {"model"})]
+    for names in (*alone, ("codec", "codec_text")):
+      now = migrate(saved, "mine.py")[0]
+      for *groups, key in (name.split(".") for name in names):
+        functools.reduce(dict.__getitem__, groups, now).pop(key, None)
+      with contextlib.suppress(BadInput):
+        check_run(now)
+        kept.update(names)
+        assert no_settings(saved, now) == {}, names
+  assert {"codec", "codec_text", "world", "loss.terms.l2"} <= kept
 
 
 def test_what_is_there_stays():

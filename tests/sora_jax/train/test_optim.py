@@ -34,7 +34,7 @@ def test_adamw_decays_kernels_and_not_biases():
   kernel, bias = random.randn(3, 4), random.randn(4)
   gradients = [(random.randn(3, 4), random.randn(4)) for _ in range(5)]
   constants = dict(lr=0.1, b1=0.9, b2=0.95, eps=1e-8)
-  optimizer = make_optimizer(**SETTINGS | constants | dict(weight_decay=0.5, clip_norm=None))
+  optimizer = make_optimizer(**SETTINGS | constants | dict(weight_decay=0.5, clip_norm=0.0))
   state = init_state({"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}, optimizer)
   step = jax.jit(lambda state, g: advance(state, g, optimizer, AVERAGES)[0])
   for g_kernel, g_bias in gradients:
@@ -83,9 +83,8 @@ def test_gradient_norm_is_before_clipping_and_clipping_works():
   np.testing.assert_allclose(state.params["a"], -clipped / (clipped + 1.0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("off", [0.0, None])  # None: of configs before 0 meant it
-def test_clipping_can_be_switched_off(off):
-  settings = SETTINGS | dict(lr=1.0, b1=0.0, b2=0.0, eps=1.0, clip_norm=off)
+def test_clipping_can_be_switched_off():
+  settings = SETTINGS | dict(lr=1.0, b1=0.0, b2=0.0, eps=1.0, clip_norm=0.0)
   optimizer = make_optimizer(**settings)
   gradients = {"a": jnp.array([2.0, 300.0])}
   updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
@@ -192,7 +191,7 @@ def test_variance_is_kept_as_asked_whatever_the_parameters_are(variance, param):
   rng = np.random.default_rng(0)
   begin = jnp.asarray(rng.normal(size=(8, 8)) + 3, jnp.float32)
   gradients = [jnp.asarray(rng.normal(size=(8, 8)), jnp.float32) for _ in range(30)]
-  settings = SETTINGS | dict(lr=0.05, b2=0.95, clip_norm=None)
+  settings = SETTINGS | dict(lr=0.05, b2=0.95, clip_norm=0.0)
 
   def train(variance, dtype):
     optimizer = make_optimizer(**settings | dict(variance_dtype=variance))
@@ -213,7 +212,7 @@ def test_variance_is_kept_as_asked_whatever_the_parameters_are(variance, param):
 
 
 def test_clipping_by_history_is_part_of_the_state():
-  optimizer = make_optimizer(**SETTINGS | dict(clip_norm=None, clip_sigmas=3.0, clip_decay=0.5))
+  optimizer = make_optimizer(**SETTINGS | dict(clip_norm=0.0, clip_sigmas=3.0, clip_decay=0.5))
   params = {"a": jnp.ones(3)}
   state = optimizer.init(params)
   for norm in (1.0, 1.0, 1.0, 100.0):

@@ -100,6 +100,17 @@ def test_a_run_of_before_is_told_what_it_computes_otherwise():
   assert "diffusion.weighting.name=min_snr divides the weights by their expectation" in weighting
 
 
+def test_a_run_of_before_is_told_what_is_no_setting():
+  saved = run_facts(CONFIG | {"notes": {"author": "me"}}, **FACTS)
+  del saved["config"]["version"]
+  now = run_facts(migrate(saved["config"], "")[0], **FACTS)
+  del now["config"]["notes"]
+  (line,) = check_resume(saved, now)[1:]
+  assert line == (
+    "resume: notes.author=me of the checkpoint is no setting, and nothing read it: left out"
+  )
+
+
 def test_what_is_learnt_may_not_and_every_change_is_listed():
   text = (
     "resume: data.slots: 4096 in the checkpoint, 8192 now; optim.lr: 0.001 in the checkpoint,"
