@@ -26,6 +26,7 @@ STREAMS = 0.85
 # What a float32 product of a precision costs, in bfloat16 ones: on TPUs it is made of so many, on
 # GPUs it leaves the tensor cores (67 of 989 TFLOP/s on H100).
 PASSES = {"tpu": {"highest": 6, "high": 3}, "cuda": {"highest": 15, "high": 3}}
+EXCHANGES = "collectives"  # how the parts of a step that are exchanges begin
 HOST = 5  # XLA's number of the host's memory, where `remat=offload` puts activations
 HOST_RATE = 16e9  # bytes a second a device and direction, PCIe (scaling-book, ch. 2)
 NO_WORK = {
@@ -94,7 +95,8 @@ class _Clock:
   def finish(self, name: str) -> None:
     end, seconds, part = self.ends.pop(name, (0.0, 0.0, ""))
     waits = max(0.0, end - self.now)
-    self.hidden += max(0.0, seconds - waits) if part != "memory" else 0.0
+    if part.startswith(EXCHANGES):
+      self.hidden += max(0.0, seconds - waits)
     self.spend(part, waits) if waits else None
 
   def add(self, inner: "_Clock", trips: int) -> None:
@@ -159,7 +161,7 @@ class _Walk(NamedTuple):
     if collectives:
       seconds = sum(collective_seconds(c, self.pod, self.devices) for c in collectives)
       axis = collectives[0].axis or "one device"
-      part = f"collectives over {axis}"
+      part = f"{EXCHANGES} over {axis}"
       if one.opcode.endswith("-start"):
         return clock.start(one.name, axis, seconds, part)
       if one.opcode != "fusion" or not _products(self.module, one, shapes):

@@ -1,7 +1,7 @@
 """Seconds of collectives, against the closed forms of "How to Scale Your Model", ch. 3."""
 
 import pytest
-from absent import Gpu, tpus
+from absent import Gpu, Tpu, tpus
 
 from sora_jax.plan.collectives import Collective
 from sora_jax.plan.network import LINK_EFFICIENCY, collective_seconds
@@ -57,6 +57,20 @@ def test_between_slices_the_data_centre_carries_a_share():
   group = range(128)  # two slices of 64: each chip carries its 64th of the array
   found = seconds("all-reduce", group, "v5p:4x4x4", slices=2)
   assert found == pytest.approx(2 * (V / 64) / 2 / 6.25e9)
+  # What is exchanged one to one goes whole, half of it to the other slice.
+  found = seconds("all-to-all", group, "v5p:4x4x4", slices=2)
+  assert found == pytest.approx(V / 2 / 6.25e9)
+
+
+def test_two_cores_of_a_chip_have_a_link_of_their_own():
+  cores = [Tpu((0, 0, 0), 0)] * 2
+  found = seconds("all-gather", (0, 1), "tpu7x:2x2x1", devices=cores)
+  assert found == pytest.approx(V / 2 / (6 * 50e9))
+
+
+@pytest.mark.parametrize(("group", "wire"), [((0,), 0), ((0, 1), V)])
+def test_who_permutes_with_itself_sends_nothing(group, wire):
+  assert Collective("collective-permute", V, group, "").wire == wire
 
 
 def test_on_hosts_of_gpus():
@@ -71,3 +85,7 @@ def test_on_hosts_of_gpus():
   across = seconds("all-gather", range(0, 32, 8), "h100:32", devices=gpus)
   assert across == pytest.approx(3 / 4 * V / 50e9)
   assert seconds("all-to-all", range(16), "h100:32", devices=gpus) == pytest.approx(V / 2 / 50e9)
+  assert seconds("all-reduce", range(0, 32, 8), "h100:32", devices=gpus) == pytest.approx(
+    2 * across
+  )
+  assert seconds("collective-permute", (0, 8), "h100:32", devices=gpus) == pytest.approx(V / 50e9)
