@@ -35,15 +35,17 @@ def whole(least: int = 0, most: int = MANY) -> Kind:
 
 
 def real(least: float = 0.0, most: float = math.inf, *, above: bool = False) -> Kind:
-  """A finite number in [least, most], or above `least`; whole ones count as well."""
+  """A finite number in [least, most], or above `least`; whole ones count, and NumPy's floats."""
   limit = f"of {least:g} or more" if most == math.inf else f"in [{least:g}, {most:g}]"
   limit = f"above {least:g}, at most {most:g}" if above and most < math.inf else limit
   limit = f"above {least:g}" if above and most == math.inf else limit
 
   def fits(value) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+      return False
     # A whole number beyond all floats is none that can be computed with.
-    is_number = type(value) in (int, float) and abs(value) <= 1e300
-    return is_number and (least < value if above else least <= value) and value <= most
+    is_inside = least < value if above else least <= value
+    return bool(abs(value) <= 1e300 and is_inside and value <= most)
 
   return Kind(f"a number {limit}", fits)
 

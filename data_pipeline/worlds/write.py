@@ -60,12 +60,16 @@ def world_records(world: Mapping) -> Iterator[ClipRecord]:
   return (clip_record(clip) for clip in clips)
 
 
+def _is_number(value) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _read_formats(formats: Sequence) -> list[dict[str, Any]]:
   """Formats by name. Raises BadInput: none, not five numbers each, or no weights."""
   if not isinstance(formats, (list, tuple)) or not formats:
     raise BadInput(f"data: world.formats={formats} is no list of formats. {_ADVICE}")
   for one in formats:
-    if not isinstance(one, (list, tuple)) or [type(k) in (int, float) for k in one] != [True] * 5:
+    if not (isinstance(one, (list, tuple)) and len(one) == 5 and all(map(_is_number, one))):
       raise BadInput(f"data: world.formats has {one}, which is not five numbers. {_ADVICE}")
   specs = [dict(zip(_FORMAT, one, strict=True)) for one in formats]
   weights = [spec["weight"] for spec in specs]

@@ -38,7 +38,7 @@ def describe_run(workdir, step: int | None = None) -> dict:
     if found is None:
       raise BadInput(f"inspect: --step={step} is not saved in {folder}, which has {saved}.")
     progress, run, further, state = found
-  run["config"], line = migrate(run["config"], f"inspect: the config of --workdir={workdir}")
+  meant, line = migrate(run["config"], f"inspect: the config of --workdir={workdir}")
   if line:
     say(line)
   at = int(state["step"])
@@ -48,7 +48,7 @@ def describe_run(workdir, step: int | None = None) -> dict:
     **state_hashes(state),
     "average_widths": {
       name: average.measure(at) if at else 0.0
-      for name, average in saved_averages(run["config"]).items()
+      for name, average in saved_averages(meant).items()
     },
     "averages_sha256": {part.split("/")[1]: tree_sha256(state[part]) for part in further},
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),

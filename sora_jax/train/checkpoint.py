@@ -77,6 +77,7 @@ class Checkpoints:
     keep_period: those at its multiples stay for good; None for none.
     events: called as `events("save", step=…, seconds=…, bytes=…)`.
     read_only: only look, while another process may train and remove old checkpoints.
+    names_step: whether a refusal may advise to name another step; None: as `read_only`.
     seconds: that processes wait for each other.
   """
 
@@ -88,10 +89,12 @@ class Checkpoints:
     keep_period: int | None = None,
     events=_ignore,
     read_only: bool = False,
+    names_step: bool | None = None,
     seconds: float = 1200,
   ):
     self._folder = epath.Path(folder) if is_url(folder) else epath.Path(folder).absolute()
     self._events, self._seconds, self._read_only = events, seconds, read_only
+    self._names_step = read_only if names_step is None else names_step
     self._under_way: int | None = None  # the step that is being written behind the loop
     options = (
       ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
@@ -250,7 +253,7 @@ class Checkpoints:
   def _check_number(self, step: int, meta: dict) -> None:
     found = meta["checksums"]["step"][0]  # of a single word the sum is its value
     if found != step:
-      to_do = "Name another step" if self._read_only else "Move that folder elsewhere"
+      to_do = "Name another step" if self._names_step else "Move that folder elsewhere"
       raise BadInput(
         f"checkpoint: the folder {self._folder / str(step)} holds the state of step {found}: it was"
         f" renamed or copied. {to_do}, or give it the name {found}."

@@ -30,9 +30,13 @@ def check_workdir(workdir: Path, config: dict) -> None:
 
 
 def saved_config(workdir: Path) -> dict | None:
-  """The config of a workdir's newest checkpoint; None where there is none, or a damaged one."""
+  """The config of the checkpoint that training goes on from; None: there is none, or a damaged one.
+
+  Raises:
+    BadInput: its folder was renamed.
+  """
   if folder := find_checkpoints(workdir):
-    with Checkpoints(folder, read_only=True) as checkpoints:
+    with Checkpoints(folder, read_only=True, names_step=False) as checkpoints:
       step = checkpoints.latest_step()
       with contextlib.suppress(Damaged):  # the session puts it aside
         if step is not None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from data_pipeline.errors import BadInput
@@ -25,8 +26,9 @@ TABLE = {"a.rows": whole(1, 8), "a.rate": real(0.0, 1.0), "name": one_of("x", "y
 @pytest.mark.parametrize(
   "kind, good, bad",
   [
-    (whole(1, 8), (1, 8), (0, 9, 1.0, True, None, "1", 10**30, math.nan)),
+    (whole(1, 8), (1, 8), (0, 9, 1.0, np.float64(1), True, None, "1", 10**30, math.nan)),
     (real(0.0, 1.0), (0, 0.0, 1, 1.0, 0.5), (-1e-9, 1.1, math.nan, math.inf, False, "0", None)),
+    (real(0.0, 1.0), (np.float64(0.5),), (np.float64(2), np.float64("nan"), np.array([0.5]))),
     (real(0.0, above=True), (1e-30, 5, 1e300), (0, 0.0, -1, math.inf, 10**301)),
     (FLAG, (True, False), (0, 1, "True", None)),
     (TEXT, ("", "x"), (None, 0, ())),

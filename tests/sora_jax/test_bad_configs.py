@@ -4,9 +4,11 @@ Nothing is trained and nothing compiled: each value goes through the checks that
 else, and where these let it pass, through what is built of the setting's group.
 """
 
+import json
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
@@ -187,6 +189,24 @@ def test_no_setting_of_a_run_passes_the_checks_as_what_it_is_not(name):
   for setting, value, config in trials(plain):
     was_refused = refused(setting, value, lambda config=config: check(config))
     assert was_refused or value is not None, (setting, value)
+
+
+def as_written_otherwise(value):
+  """The same value as other people write it: NumPy's floats, whole numbers, lists."""
+  if isinstance(value, dict):
+    return {name: as_written_otherwise(one) for name, one in value.items()}
+  if isinstance(value, (tuple, list)):
+    return [as_written_otherwise(one) for one in value]
+  if type(value) is float:
+    return int(value) if value.is_integer() else np.float64(value)
+  return value
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_same_values_written_otherwise_pass(name):
+  config = ConfigDict(as_written_otherwise(RUNS[name].to_dict()))
+  check(config.to_dict())
+  check(json.loads(config.to_json()))  # as a checkpoint keeps it
 
 
 SMALL = {"dit": demo.get_config("debug"), "vae": demo.get_config("vae")}

@@ -1,6 +1,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 
 from data_pipeline.curate.container import Limits
@@ -93,7 +94,9 @@ def test_a_missing_setting_is_named():
 
 
 def test_whole_numbers_will_do_for_fractions():
-  assert read_settings(changed("windows.max_seconds", 8)).windows.max_seconds == 8.0
+  for same in (8, np.float64(8)):
+    found = read_settings(changed("windows.max_seconds", same)).windows.max_seconds
+    assert found == 8.0 and type(found) is float
 
 
 def test_the_digest_changes_with_what_files_of_weights_hold(tmp_path):

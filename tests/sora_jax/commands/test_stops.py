@@ -57,6 +57,8 @@ def test_a_checkpoint_of_another_number_is_refused_before_a_step(sora, workdir, 
   done = sora("train", *debug.argv, f"--workdir={folder}")
   assert done.code == 2
   assert f"checkpoints/9000 holds the state of step {step}: it was renamed or" in last_line(done)
+  advice = f"Move that folder elsewhere, or give it the name {step}."
+  assert last_line(done).endswith(advice)  # training takes no step by name
   assert read_metrics(folder) == lines and [p.name for p in checkpoints.iterdir()] == ["9000"]
   assert '"begin"' not in events.read_text().splitlines()[-1]
   (checkpoints / "9000").rename(checkpoints / str(step))

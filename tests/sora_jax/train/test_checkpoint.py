@@ -21,6 +21,7 @@ from sora_jax.train.checkpoint import Checkpoints
 from sora_jax.train.damage import Damaged, Removed
 from sora_jax.train.hashes import checksums, host_checksums, state_hashes
 from sora_jax.train.migrations import VERSION
+from sora_jax.train.run_folder import saved_config
 from sora_jax.train.state import Progress, abstract_state, init_state, state_shardings
 from sora_jax.train.stop import DiskFull, NotSaved
 
@@ -42,7 +43,7 @@ def abstract(width=64):
   return abstract_state(shapes, state_shardings(shapes, REPLICATED, mesh))
 
 
-def write(folder, steps=3, **options):
+def write(folder, steps=3, run=RUN, **options):
   """Saves states 1, 2, ..., each donated right after; returns their digests by step."""
   bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
   state, digests = make(), {}
@@ -50,7 +51,7 @@ def write(folder, steps=3, **options):
     for step in range(1, steps + 1):
       state = bump(state)
       digests[step] = state_hashes(state)
-      checkpoints.save(step, state, Progress({"bin": step}, step * 2**40, step), RUN)
+      checkpoints.save(step, state, Progress({"bin": step}, step * 2**40, step), run)
     bump(state)  # while the last is being written
   return digests
 
@@ -180,6 +181,16 @@ def test_inspect_needs_no_model(tmp_path):
   assert {key: found[key] for key in digests[2]} == digests[2]
 
 
+def test_inspect_shows_the_config_that_is_kept(tmp_path, capsys):
+  """Not what this version takes it for, which is said."""
+  optim = {"name": "adamw", "ema_decay": 0.5, "more_ema_decays": [0.9]}
+  config = {"total_steps": 1, "optim": optim, "model": {"name": "dit"}}
+  write(tmp_path / "checkpoints", steps=1, run=RUN | {"config": config})
+  found = describe_run(tmp_path)
+  assert found["config"] == config and len(found["average_widths"]) == 2
+  assert "is of version 1" in capsys.readouterr().err
+
+
 def test_inspect_without_a_checkpoint(tmp_path):
   with pytest.raises(BadInput, match="holds no checkpoints folder"):
     describe_run(tmp_path)
@@ -216,6 +227,10 @@ def test_a_folder_with_another_steps_state_is_refused(tmp_path):
     for use in (checkpoints.describe, checkpoints.read):
       with pytest.raises(BadInput, match=text + "Name another step, or give it the name 1"):
         use(9)
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "checkpoints").symlink_to(tmp_path)
+  with pytest.raises(BadInput, match="Move that folder elsewhere"):  # of who goes on training
+    saved_config(tmp_path / "run")
   assert not (tmp_path / "3").exists()
 
 
