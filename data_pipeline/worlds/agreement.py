@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from data_pipeline.worlds import palette
+from data_pipeline.worlds.laws import is_too_short
 
 ATTRIBUTES = ("colour", "shape", "direction")
 
@@ -26,8 +27,14 @@ Looks = tuple[Look, ...]
 
 
 def looks_of(attributes: Mapping) -> Looks:
-  """The objects of `WorldClip.attributes` or `Description.attributes`."""
-  return tuple(Look(*map(one.get, Look._fields)) for one in attributes["objects"])
+  """The objects of `WorldClip.attributes` or `Description.attributes`.
+
+  They have no direction where clips of such attributes are too short to tell (`laws`).
+  """
+  looks = tuple(Look(*map(one.get, Look._fields)) for one in attributes["objects"])
+  if is_too_short(attributes):
+    return tuple(one._replace(direction=None) for one in looks)
+  return looks
 
 
 def _pair_up(shown: Sequence[Look], asked: Sequence[Look]) -> list[tuple[Look, Look]]:

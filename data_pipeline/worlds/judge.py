@@ -15,7 +15,7 @@ import numpy as np
 from data_pipeline.errors import BadInput
 from data_pipeline.worlds import palette
 from data_pipeline.worlds.agreement import Look, Looks, compare, looks_of
-from data_pipeline.worlds.laws import SEEN, Track, find_fault
+from data_pipeline.worlds.laws import MIN_FRAMES, SEEN, Track, find_fault
 
 VERSION = 2  # raised whenever the same video and attributes give another verdict or chance
 MIN_CHROMA = 40.0  # of 255; no object is paler
@@ -36,9 +36,10 @@ class Verdict(NamedTuple):
   """What a video shows of what was asked.
 
   Attributes:
-    agrees: colour, shape and direction: True if all objects agree, None if the attributes make no
-      claim (the direction of an image). Without the objects, False in all that is claimed.
-    reasons: of each that is False, what is seen instead: "shows red", "jumps", "no such object".
+    agrees: colour, shape and direction: True if all objects agree, None if nothing is claimed (the
+      direction of an image, or of too short a clip). Without the objects, False in all else.
+    reasons: of each that is False, what is seen instead: "shows red", "jumps", "no such object";
+      of a direction that the attributes name and no clip so short can show, "too short to tell".
   """
 
   agrees: dict[str, bool | None]
@@ -220,6 +221,8 @@ def judge(video: np.ndarray, attributes: Mapping) -> Verdict:
     The verdict. A direction agrees only where all objects move as their family does.
   """
   asked = looks_of(attributes)
+  if 1 < len(video) < MIN_FRAMES:  # a picture shows no motion
+    asked = tuple(one._replace(direction=None) for one in asked)
   shown = track(video)
   if len(asked) == 1:
     shown = tuple(one for one in shown if one.share >= DOMINANT)
@@ -230,6 +233,8 @@ def judge(video: np.ndarray, attributes: Mapping) -> Verdict:
   reasons = {name: _explain(name, shown, asked) for name, right in agrees.items() if right is False}
   if fault and "direction" in reasons:
     reasons["direction"] = fault
+  if agrees["direction"] is None and any(one["direction"] for one in attributes["objects"]):
+    reasons["direction"] = "too short to tell"
   return Verdict(agrees, reasons)
 
 
@@ -242,7 +247,8 @@ def _find_fault(
     return None
   unit = min(height, width)
   side = (width / unit, height / unit)
-  return find_fault(shown, attributes["family"], attributes["seconds"], side)
+  family, seconds, events = (attributes[name] for name in ("family", "seconds", "events"))
+  return find_fault(shown, family, seconds, side, events)
 
 
 def _explain(name: str, shown: Sequence[Track], asked: Looks) -> str:

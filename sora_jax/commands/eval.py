@@ -13,6 +13,8 @@ from data_pipeline.paths import is_url
 from data_pipeline.records import ClipRecord
 from data_pipeline.video import as_frames
 from data_pipeline.worlds import judge
+from data_pipeline.worlds.agreement import looks_of
+from data_pipeline.worlds.laws import MIN_FRAMES, MIN_SECONDS
 from sora_jax.commands.options import make_folder, make_parser, real_option, whole_option
 from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import say, track
@@ -191,18 +193,27 @@ class Look(NamedTuple):
 
 
 def common_look(clips: Dataset, split: str) -> Look:
-  """The most common look of the moving clips of a split. Raises BadInput: there are none."""
+  """The most common look of a split's clips that are long enough to judge their motion.
+
+  Raises:
+    BadInput: there are none.
+  """
   columns = (clips.index[name][clips.indices(split)].tolist() for name in Look._fields)
-  looks = Counter(look for look in zip(*columns, strict=True) if look[0] > 1)
+  looks = Counter(
+    look
+    for look in map(Look._make, zip(*columns, strict=True))
+    if look.frames >= MIN_FRAMES and (look.frames - 1) / look.fps >= MIN_SECONDS
+  )
   if not looks:
     raise BadInput(
-      f"eval: split {split} of {clips.path} has no moving clips. Generate data with some."
+      f"eval: split {split} of {clips.path} has no clips of {MIN_FRAMES} frames and "
+      f"{MIN_SECONDS:g} seconds or more, in which motion can be judged. Generate data with some."
     )
-  return Look(*looks.most_common(1)[0][0])
+  return looks.most_common(1)[0][0]
 
 
 def choose_clips(clips: Dataset, split: str, count: int, look: Look) -> list[ClipRecord]:
-  """The first clips of a split that look so, have captions and claim a direction.
+  """The first clips of a split that look so, have captions and claim a direction that can be told.
 
   Raises:
     BadInput: the split has fewer of them.
@@ -213,15 +224,15 @@ def choose_clips(clips: Dataset, split: str, count: int, look: Look) -> list[Cli
       continue
     record = clips.read(int(row))
     facts = json.loads(record.attributes or "{}")
-    named = facts.get("objects") and all(o["direction"] for o in facts["objects"])
+    named = facts.get("objects") and all(one.direction for one in looks_of(facts))
     if named and record.captions:
       found.append(record)
     if len(found) == count:
       return found
   raise BadInput(
     f"eval: split {split} of {clips.path} has {len(found)} clips of {look.width}x{look.height}, "
-    f"{look.frames} frames at {look.fps:g} a second whose captions name a direction, fewer than "
-    f"samples={count}. "
+    f"{look.frames} frames at {look.fps:g} a second whose captions name a direction that can be "
+    f"judged, fewer than samples={count}. "
     "Generate more clips, or lower --samples."
   )
 

@@ -27,7 +27,8 @@ def world(families, count, **film):
 
 
 def attributes_of(*looks):
-  return {"objects": [look._asdict() for look in looks]}
+  shown = [look._asdict() for look in looks]
+  return {"family": "collide", "objects": shown, "events": {}, "seconds": 1.0}
 
 
 def mean(chances, name):
@@ -122,3 +123,11 @@ def test_pairs_by_colour_before_it_compares():
   assert compare(PAIR[:1], PAIR) == dict.fromkeys(ATTRIBUTES, False)
   assert compare(PAIR, PAIR[:1]) == dict.fromkeys(ATTRIBUTES, True)
   assert Counter(compare((), PAIR[:1]).values()) == {False: 3}
+
+
+def test_what_is_too_short_to_tell_claims_no_direction():
+  long = world(("drift", "collide"), 12)
+  brief = [one | {"seconds": 0.5} for one in long]
+  assert all(look.direction is None for one in brief for look in looks_of(one))
+  assert [one["direction"] for one in chance(brief)] == [None] * 12
+  assert chance(long + brief)[:12] == chance(long)

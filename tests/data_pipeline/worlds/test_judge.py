@@ -53,21 +53,22 @@ def scores(verdicts):
 
 
 @pytest.mark.parametrize(
-  "damage, least",
+  "damage",
   [
-    (lambda video: compress(video, 18), 0.97),
-    (lambda video: compress(smear(video), 12), 0.97),
-    (lambda video: compress(video, 30), 0.9),  # which leaves marks where objects were
-    (lambda video: pale(compress(video, 18)), 0.97),
+    lambda video: compress(video, 18),
+    lambda video: compress(blur(video, 0.7), 18),
+    lambda video: compress(smear(video), 12),
+    lambda video: compress(video, 30),  # which leaves marks where objects were
+    lambda video: pale(compress(video, 18)),
   ],
-  ids=["crf18", "blur", "crf30", "pale"],
+  ids=["crf18", "blur", "smear", "crf30", "pale"],
 )
-def test_ceiling_on_real_clips(damage, least, capsys):
+def test_ceiling_on_real_clips(damage, capsys):
   clips = [make_clip(11, i, families=FAMILIES, **FILM) for i in range(64)]
   found = scores([judge(damage(clip.video), clip.attributes).agrees for clip in clips])
   with capsys.disabled():
     print(f"\njudge ceiling {found}")
-  assert found["colour"] >= 0.97 and found["shape"] >= 0.93 and found["direction"] >= least
+  assert found["colour"] >= 0.97 and found["shape"] >= 0.93 and found["direction"] >= 0.97
 
 
 @pytest.mark.parametrize("film", [dict(frames=33), dict(height=96, width=150), dict(frames=1)])
@@ -78,6 +79,20 @@ def test_other_lengths_and_sizes(film):
     assert all(verdict.pop("direction") is None for verdict in verdicts)
   for name in verdicts[0]:
     assert np.mean([verdict[name] for verdict in verdicts]) >= 0.93, name
+
+
+@pytest.mark.parametrize("film", [dict(frames=5, height=48), dict(frames=4, fps=2.0)])
+def test_too_short_a_clip_claims_no_direction(film):
+  """In half a second a crossfade looks like motion, in four frames any order does."""
+  for family in ("drift", "fall", "collide", "occlude"):
+    clip = make_clip(12, 1, families=(family,), **FILM | film)
+    assert any(one["direction"] for one in clip.attributes["objects"])
+    for video in (clip.video, clip.video[::-1]):
+      verdict = judge(video, clip.attributes)
+      assert verdict.agrees["direction"] is None and verdict.agrees["colour"] is True
+      assert verdict.reasons["direction"] == "too short to tell"
+  image = make_clip(12, 1, families=("drift",), **FILM | dict(frames=1))
+  assert judge(image.video, image.attributes).reasons == {}
 
 
 def test_attributes_of_another_clip_agree_by_chance_only():

@@ -1,22 +1,28 @@
 """Tracks that break one law each, and impossible copies of whole clips."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from data_pipeline.errors import BadInput
 from data_pipeline.worlds import judge as judge_module
+from data_pipeline.worlds.agreement import looks_of
 from data_pipeline.worlds.impossible import IMPOSSIBLE, clear, reverse, spoil
 from data_pipeline.worlds.judge import judge
-from data_pipeline.worlds.laws import Track, find_fault
-from data_pipeline.worlds.physworld import FAMILIES, make_clip
+from data_pipeline.worlds.laws import Track, find_fault, is_too_short
+from data_pipeline.worlds.physworld import FAMILIES, describe, make_clip
 from sora_jax.generate.media import read_mp4, write_mp4
 
 FILMS = {
   "small": dict(frames=9, height=32, width=32, fps=8.0),
   "large": dict(frames=33, height=64, width=64, fps=16.0),
+  "short": dict(frames=7, height=32, width=32, fps=8.0),
+  "brief": dict(frames=9, height=32, width=32, fps=12.0),
+  "dense": dict(frames=25, height=32, width=48, fps=24.0),
 }
+CLIPS = {"small": 12, "large": 4, "short": 8, "brief": 8, "dense": 6}  # of each family
 SQUARE = (1.0, 1.0)
 STEADY = 0.2 + 0.3 * np.linspace(0, 1, 9)  # 0.3 a second
 FALLING = 0.2 + 0.5 * np.linspace(0, 1, 9) ** 2
@@ -30,8 +36,9 @@ def track(x, y=0.5, **changes):
   return dataclasses.replace(one, **changes)
 
 
-def fault(*tracks, family="drift", seconds=1.0):
-  return find_fault(tracks, family, seconds, SQUARE)
+def fault(*tracks, family="drift", seconds=1.0, bounces=0, emerged=1, hidden=1):
+  events = dict(bounces=bounces, hidden=hidden, emerged=emerged)
+  return find_fault(tracks, family, seconds, SQUARE, events)
 
 
 def put(values, frames, value):
@@ -41,7 +48,8 @@ def put(values, frames, value):
 
 
 def gone(one, frames):
-  return dataclasses.replace(one, centroid=put(one.centroid, frames, np.nan))
+  area, centroid = put(one.area, frames, 0), put(one.centroid, frames, np.nan)
+  return dataclasses.replace(one, area=area, centroid=centroid)
 
 
 def test_motions_that_can_be_have_no_fault():
@@ -65,13 +73,45 @@ def test_an_object_out_of_sight_vanishes():
   assert fault(*pair, family="collide") == "vanishes"
 
 
+def test_what_came_out_from_behind_a_bar_is_in_sight():
+  crossing = track(STEADY * 1.5)
+  assert fault(gone(crossing, [8]), family="occlude") == "vanishes"
+  sliver = dataclasses.replace(crossing, area=put(crossing.area, [8], 0.02))
+  assert fault(sliver, family="occlude") == "vanishes"
+  for late in (dict(bounces=1), dict(emerged=0)):  # it went back behind it, or did not come out
+    assert fault(gone(crossing, [8]), family="occlude", **late) is None
+    assert fault(gone(crossing, slice(3, 9)), family="occlude", **late) == "vanishes"
+  unhidden = dict(family="occlude", hidden=0, emerged=0)
+  assert fault(gone(crossing, [8]), **unhidden) is None
+  assert fault(gone(crossing, [6, 7, 8]), **unhidden) == "vanishes"
+
+
+def test_what_met_no_wall_does_not_come_back():
+  back = track([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.72])
+  assert fault(back, family="occlude") == "goes to and fro"
+  assert fault(back, family="occlude", bounces=1) is None
+  assert fault(track(put(STEADY, [8], 0.44)), family="occlude") is None  # noise of a codec
+
+
+def test_too_short_is_what_is_brief_or_ends_hidden():
+  def short(family, seconds=1.0, **events):
+    return is_too_short(dict(family=family, seconds=seconds, events=events))
+
+  assert not short("drift", 0.6) and short("drift", 0.59) and short("fall", 0.5)
+  assert short("occlude", hidden=1, emerged=0)
+  assert not short("occlude", hidden=1, emerged=1) and not short("occlude", hidden=0, emerged=0)
+
+
 def test_a_body_that_smears_and_fades_is_not_one():
-  spread, solid = put(np.ones(9) / 6, [4], 0.3), put(np.ones(9) * 0.9, [4], 0.6)
-  assert fault(track(STEADY, spread=spread, solid=solid)) == "is not one body"
-  assert fault(track(STEADY, spread=spread)) is None  # a mark of the codec, far from it
+  for frames, family in (([4, 5], "drift"), ([4, 5], "occlude")):
+    spread, solid = put(np.ones(9) / 6, frames, 0.3), put(np.ones(9) * 0.9, frames, 0.6)
+    assert fault(track(STEADY, spread=spread, solid=solid), family=family) == "is not one body"
+  assert fault(track(STEADY, spread=spread)) is None  # marks of the codec, far from it
   assert fault(track(STEADY, solid=solid)) is None
-  assert fault(track(STEADY, solid=solid), family="occlude") == "is not one body"
   assert fault(track(STEADY, spread=spread), family="occlude") is None  # a strip beside a bar
+  spread, solid = put(np.ones(9) / 6, [4], 0.3), put(np.ones(9) * 0.9, [4], 0.6)
+  for family in ("drift", "occlude"):  # marks in one frame
+    assert fault(track(STEADY, spread=spread, solid=solid), family=family) is None
 
 
 def test_a_step_that_is_too_long_is_a_jump():
@@ -107,17 +147,16 @@ def test_frames_out_of_order_go_to_and_fro():
 
 @pytest.fixture(scope="module")
 def clips():
-  """For each film, clips of all families in turn that claim a direction."""
-  found = {name: [] for name in FILMS}
-  for name, count in (("small", 60), ("large", 15)):
-    for index in range(10 * count):
-      family = tuple(FAMILIES)[len(found[name]) % len(FAMILIES)]
-      film = FILMS[name] | dict(families=(family,), held_out_fraction=0.1)
-      clip = make_clip(31, index, **film)
-      if any(one["direction"] for one in clip.attributes["objects"]):
-        found[name].append(clip)
-      if len(found[name]) == count:
-        break
+  """For each film, clips of all families whose direction can be told; of a family, if any."""
+  found = {}
+  for name, film in FILMS.items():
+    made = {family: [] for family in FAMILIES}
+    for family, index in itertools.product(FAMILIES, range(30)):
+      asked = film | dict(families=(family,), held_out_fraction=0.1)
+      claims = any(one.direction for one in looks_of(describe(31, index, **asked).attributes))
+      if claims and len(made[family]) < CLIPS[name]:
+        made[family].append(make_clip(31, index, **asked))
+    found[name] = [clip for row in itertools.zip_longest(*made.values()) for clip in row if clip]
   return found
 
 
@@ -132,15 +171,21 @@ def through_mp4(video, path):
   return np.asarray(read_mp4(path)[0])
 
 
-def share_right(videos, clips):
-  verdicts = [judge(v, c.attributes) for v, c in zip(videos, clips, strict=True)]
-  return np.mean([one.agrees["direction"] for one in verdicts])
+def shares_right(videos, clips):
+  """Of each family, the share whose direction is right."""
+  right = {clip.attributes["family"]: [] for clip in clips}
+  for video, clip in zip(videos, clips, strict=True):
+    right[clip.attributes["family"]].append(judge(video, clip.attributes).agrees["direction"])
+  assert None not in itertools.chain(*right.values())
+  return {family: np.mean(some) for family, some in right.items()}
 
 
 @pytest.mark.parametrize("film", FILMS)
 def test_real_clips_move_as_they_should(film, clips, any_shape, tmp_path):
   videos = [through_mp4(clip.video, tmp_path / "a.mp4") for clip in clips[film]]
-  assert share_right(videos, clips[film]) >= 0.98
+  shares = shares_right(videos, clips[film])
+  assert min(shares.values()) >= 0.98, shares
+  assert set(shares) >= set(FAMILIES) - ({"occlude"} if film in ("short", "brief") else set())
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
@@ -149,15 +194,19 @@ def test_impossible_copies_are_below_chance(name, clips, any_shape, tmp_path):
   for film, some in clips.items():
     videos = [spoil(name, clip, seed) for seed, clip in enumerate(some)]
     assert all(v.shape == c.video.shape for v, c in zip(videos, some, strict=True))
-    videos[:10] = [through_mp4(video, tmp_path / "a.mp4") for video in videos[:10]]
-    assert share_right(videos, some) <= 0.1, film
+    coded = 10 if film in ("small", "large") else 0
+    videos[:coded] = [through_mp4(video, tmp_path / "a.mp4") for video in videos[:coded]]
+    shares = shares_right(videos, some)
+    assert max(shares.values()) <= 0.25, (film, shares)
+    assert np.mean(list(shares.values())) <= 0.1, (film, shares)
 
 
 def test_time_backwards_is_another_direction(clips, any_shape):
   """Unless it bounced: elastic motion that turns is as good in either order."""
   some = [c for c in clips["small"] if not any(c.attributes["events"].values())]
   assert len(some) >= 12
-  assert share_right([reverse(c, np.random.default_rng(0)) for c in some], some) == 0
+  shares = shares_right([reverse(c, np.random.default_rng(0)) for c in some], some)
+  assert not any(shares.values())
 
 
 def test_the_cleared_scene_has_no_objects(clips):

@@ -11,7 +11,8 @@ from sora_jax.evals.adherence import ATTRIBUTES, merge, score
 
 
 def caption(*objects):
-  return {"objects": [dict(zip(ATTRIBUTES, one, strict=True)) for one in objects]}
+  shown = [dict(zip(ATTRIBUTES, one, strict=True)) for one in objects]
+  return {"family": "collide", "objects": shown, "events": {}, "seconds": 1.0}
 
 
 ONE, STILL = caption(("red", "circle", "left")), caption(("red", "circle", None))

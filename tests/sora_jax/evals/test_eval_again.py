@@ -17,12 +17,15 @@ from sora_jax.commands import demo, encode_parts
 from sora_jax.commands import eval as eval_command
 from sora_jax.commands import train as train_command
 
-FACTS = json.dumps({"objects": [{"direction": "left"}]})
+FACTS = json.dumps(
+  dict(family="drift", objects=[{"direction": "left"}], events={"bounces": 0}, seconds=0.625)
+)
+BRIEF = json.dumps(json.loads(FACTS) | {"seconds": 0.5})
 RIGHT = Verdict({"colour": True, "shape": True, "direction": True}, {})
-LOOK = eval_command.Look(2, 16, 16, 8.0)
+LOOK = eval_command.Look(6, 16, 16, 8.0)
 
 
-def clip(i: int, split: str, frames=2, fps=8.0, **settings) -> ClipRecord:
+def clip(i: int, split: str, frames=6, fps=8.0, **settings) -> ClipRecord:
   fields: dict[str, Any] = dict(captions=("a", "b"), attributes=FACTS, truth=b"truth")
   video = np.full((frames, 16, 16, 3), i, np.uint8)
   place = dict(id=f"{split}/{i}", source=f"{split}/{i}", licence="CC0-1.0", split=split)
@@ -37,6 +40,9 @@ def clips(tmp_path_factory):
       writer.add(clip(0, split, fps=24.0))
       writer.add(clip(1, split, frames=1))
       writer.add(clip(2, split, captions=()))
+      writer.add(clip(6, split, attributes=BRIEF))
+      for i in range(7, 12):  # the most common look, in which no motion can be told
+        writer.add(clip(i, split, frames=5))
       for i in range(3, 6):
         writer.add(clip(i, split))
   return Dataset.open(path, kind="clip")
@@ -47,12 +53,12 @@ def ask(clips, tmp_path, monkeypatch):
   """Measures with a model that counts the videos asked of it."""
   monkeypatch.setattr(eval_command, "judge_all", lambda videos, _: [RIGHT for _ in videos])
   monkeypatch.setattr(eval_command, "describe", lambda _: {"fingerprint": "text"})
-  sizes, sizes_of_clips = [], dict(seconds=0.25, width=16, height=16, fps=8.0)
+  sizes, sizes_of_clips = [], dict(seconds=0.75, width=16, height=16, fps=8.0)
 
   class Pipeline(SimpleNamespace):
     def __call__(self, requests, **size):
       sizes.append(size)
-      return (np.zeros((2, 16, 16, 3), np.uint8) for _ in requests)
+      return (np.zeros((6, 16, 16, 3), np.uint8) for _ in requests)
 
     def choose_shift(self, settings, **size):
       assert size == sizes_of_clips and settings.alpha == 0.0
@@ -81,7 +87,7 @@ def test_does_not_sample_again_what_was_asked(ask, tmp_path):
   first, sizes = ask()
   assert len(sizes) == 2 and len(first["samples"]) == 4
   assert [sample["draw"] for sample in first["samples"]] == [0, 1, 2**20, 2**20 + 1]
-  assert sizes[0]["fps"] == 8.0 and sizes[0]["seconds"] == 0.25  # of the clips, not the config
+  assert sizes[0]["fps"] == 8.0 and sizes[0]["seconds"] == 0.75  # of the clips, not the config
   assert first["sampler"]["alpha"] == sizes[0]["settings"].alpha == 1.5  # as the run was trained
   assert first["adherence"]["colour"]["held_out_ceiling"] == 1.0
   assert ask() == (first, [])
@@ -117,9 +123,9 @@ def test_chooses_by_shape_rate_and_captions(clips):
   assert eval_command.common_look(clips, "held_out") == LOOK
   chosen = eval_command.choose_clips(clips, "held_out", 3, LOOK)
   assert [record.id for record in chosen] == ["held_out/3", "held_out/4", "held_out/5"]
-  with pytest.raises(BadInput, match="has 3 clips of 16x16, 2 frames at 8 a second"):
+  with pytest.raises(BadInput, match="has 3 clips of 16x16, 6 frames at 8 a second"):
     eval_command.choose_clips(clips, "held_out", 4, LOOK)
-  with pytest.raises(BadInput, match="split train of .* has no moving clips"):
+  with pytest.raises(BadInput, match="train of .* has no clips of 5 frames and 0.6 seconds"):
     eval_command.common_look(clips, "train")
 
 
