@@ -1,6 +1,7 @@
 """`sora eval`: scores a run. Suite `adherence`: do samples show what their captions say?"""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from data_pipeline.worlds.laws import MIN_FRAMES, MIN_SECONDS
 from sora_jax.commands.options import make_folder, make_parser, real_option, whole_option
 from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import say, track
-from sora_jax.commands.run import open_run
+from sora_jax.commands.run import check_seconds, open_run
 from sora_jax.commands.sample import SHIFT_HELP, choose_settings, read_shift
 from sora_jax.evals.adherence import judge_all, merge, score
 from sora_jax.generate.media import read_mp4, replacing, write_mp4
@@ -74,6 +75,7 @@ def run(args) -> dict:
   if is_url(args.workdir) and not args.out:
     raise BadInput(f"eval: of --workdir={args.workdir} the videos want a folder. Give --out.")
   opened = open_run(args.workdir, step=args.step, weights=args.weights)
+  check_seconds(opened, args.workdir, math.inf)  # whatever videos the suite has
   out = Path(args.out or Path(args.workdir) / "eval" / f"{args.suite}-{opened.step}")
   make_folder("--out", out)
   result = measure_adherence(opened, Dataset.open(args.data, kind="clip"), args, out)

@@ -24,11 +24,26 @@ from sora_jax.train.workdir import open_run_folder
 
 
 class Run(NamedTuple):
-  """Config (unlocked copy), the step of its weights, and the pipeline they make."""
+  """Config (unlocked copy), the step of its weights, and the pipeline they make.
+
+  `version` is that of the settings it was trained with.
+  """
 
   config: Any
   step: int
   pipeline: Pipeline
+  version: int
+
+
+def check_seconds(opened: Run, workdir: str, seconds: float) -> None:
+  """Refuses videos of a run that learnt wrong seconds; a picture, of 0 seconds, is at none.
+
+  Raises:
+    BadInput: see `check_time_factor`.
+  """
+  if seconds > 0:
+    factor = opened.pipeline.vae.time_factor
+    check_time_factor(opened.version, factor, f"--workdir={workdir}")
 
 
 def read_config(folder: Path) -> tuple[ConfigDict, int]:
@@ -68,7 +83,6 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
   check_file(folder / "config.json", "run", absent)
   config, version = read_config(folder)
   vae = load_frozen_vae(folder / "frozen" / "vae")
-  check_time_factor(version, vae.time_factor, f"--workdir={workdir}")
   encoder = load_frozen_text_encoder(folder / "frozen" / "text")
   text = describe(encoder)
   settings = dit_settings(config, latent_channels=vae.latent_channels, text=text)
@@ -77,4 +91,4 @@ def open_run(workdir: str, *, step: int | None, weights: str) -> Run:
   shapes = nnx.state(nnx.eval_shape(lambda: DiT(**settings, rngs=nnx.Rngs(0))))
   params = replace_params(shapes, loaded, str(origin))
   sampler = build_sampler(config, jax.device_put(params), vae, text)
-  return Run(config, found, Pipeline(encoder, sampler, vae))
+  return Run(config, found, Pipeline(encoder, sampler, vae), version)

@@ -9,7 +9,7 @@ from data_pipeline.text_lines import read_lines
 from sora_jax.commands.options import make_folder, make_parser, real_option, whole_option
 from sora_jax.commands.paths import path_option
 from sora_jax.commands.progress import track
-from sora_jax.commands.run import open_run
+from sora_jax.commands.run import check_seconds, open_run
 from sora_jax.generate.media import check_writable, write_mp4, write_png
 from sora_jax.generate.pipeline import Request
 from sora_jax.generate.sample import Settings
@@ -100,6 +100,7 @@ def run(args) -> dict:
   files = out_files(args, len(prompts))
   opened = open_run(args.workdir, step=args.step, weights=args.weights)
   size, settings = choose_settings(args, opened.config.sample)
+  check_seconds(opened, args.workdir, size["seconds"])
   requests = [Request(p, args.negative_prompt, args.draw + i) for i, p in enumerate(prompts)]
   rows = opened.config.sample.rows if args.rows is None else args.rows
   if files[0].suffix.lower() == ".png" and opened.pipeline.shape_of(**size).f > 1:

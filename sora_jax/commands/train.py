@@ -21,7 +21,7 @@ from data_pipeline.errors import BadInput
 from data_pipeline.row import check_alike
 from sora_jax.build.attention import attention_backend, build_attention
 from sora_jax.build.dit import dit_task
-from sora_jax.build.positions import warn_aliasing
+from sora_jax.build.positions import slowest_patches, warn_aliasing
 from sora_jax.build.run import build_mesh, build_optimizer, build_schedule, check_microbatches
 from sora_jax.build.vae import clips_of, vae_task
 from sora_jax.commands.data import make_world
@@ -48,7 +48,7 @@ from sora_jax.train.run_folder import check_workdir, lock, saved_config, tell
 from sora_jax.train.session import train
 from sora_jax.train.stop import leaving_at_signals
 from sora_jax.train.task import Schedule
-from sora_jax.train.weights import Origin, check_origin
+from sora_jax.train.weights import Origin, check_origin, compare_seconds
 from sora_jax.train.workdir import Mirror, find_checkpoints, open_run_folder, open_workdir, url_of
 
 PREPARE_SECONDS = 86_400  # that processes wait while the first one makes data, once a run
@@ -172,13 +172,16 @@ def train_locked(config, workdir: Path, schedule: Schedule, mesh, push) -> dict:
   if is_dit:
     text = choose_tokenizer(datasets, config.data.text)
     check_alike(datasets, text)
-    if saved := saved_config(workdir):
+    saved = saved_config(workdir)
+    if saved and any(slowest_patches(one, 1) for one in datasets):  # images are at no wrong second
       version = version_of(saved, f"train: {workdir}")
       check_time_factor(version, datasets[0].time_factor, f"train: {workdir}")
     for line in warn_aliasing(config, datasets):
       tell(f"train: {line}")
     if origin.run and not has_begun(workdir):
       check_origin(origin, made_with(datasets[0], text))
+      for line in compare_seconds(origin, datasets[0].time_factor):
+        tell(f"train: {line}")
     keep = lambda: keep_frozen(datasets[0], text, workdir)  # noqa: E731
     hosts.first_does("frozen", keep, seconds=PREPARE_SECONDS)
   with jax.set_mesh(mesh):

@@ -20,7 +20,7 @@ from sora_jax.train.averages import (
   saved_averages,
 )
 from sora_jax.train.checkpoint import Checkpoints
-from sora_jax.train.migrations import as_json, migrate
+from sora_jax.train.migrations import FACTOR_OF_VERSION_1, as_json, migrate, version_of
 from sora_jax.train.posthoc import reconstruct
 from sora_jax.train.run_folder import tell
 from sora_jax.train.workdir import find_checkpoints, open_run_folder
@@ -172,6 +172,24 @@ def compare_origin(origin: Origin, workdir: Path) -> list[str]:
     " Its weights have to learn that anew."
     for name, what in LEARNT.items()
     if name in theirs and name in ours and theirs[name] != ours[name]
+  ]
+
+
+def compare_seconds(origin: Origin, time_factor: int) -> list[str]:
+  """Warns of weights that may have learnt wrong seconds, as those of version 1 of other factors.
+
+  Args:
+    origin: of the weights.
+    time_factor: of the VAE whose latents they learnt, which are this run's, see `check_origin`.
+  """
+  config = open_run_folder(origin.run) / "config.json"
+  version = version_of(_look_up(config, ()), f"init_from: {config}")
+  if version > 1 or time_factor == FACTOR_OF_VERSION_1:
+    return []
+  return [
+    f"init_from: {origin.run} is of version 1, which took time_factor={FACTOR_OF_VERSION_1} for"
+    f" every VAE's, and its VAE has {time_factor}: if it saw videos, it learnt wrong seconds. Its"
+    " weights have to learn that anew."
   ]
 
 

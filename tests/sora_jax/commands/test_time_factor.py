@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import MagicMock
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +18,13 @@ from data_pipeline.loader import latent_batches
 from data_pipeline.records import ClipRecord
 from data_pipeline.time_factor import time_factor_of
 from data_pipeline.writer import DatasetWriter
+from experiments import demo
 from sora_jax.attention.registry import segment_attention
 from sora_jax.build.positions import slowest_patches, warn_aliasing
+from sora_jax.commands import train
 from sora_jax.commands.encode import encode_dataset
 from sora_jax.commands.inspect_data import describe_dataset
-from sora_jax.commands.run import read_config
+from sora_jax.commands.run import check_seconds, read_config
 from sora_jax.commands.train import keep_frozen
 from sora_jax.diffusion.time import make_density
 from sora_jax.generate.encode import latent_shape
@@ -28,6 +33,7 @@ from sora_jax.models.frozen_vae import FrozenVAE
 from sora_jax.models.text.registry import load_text_encoder
 from sora_jax.models.vae import make_codec
 from sora_jax.train.migrations import check_time_factor
+from sora_jax.train.weights import Origin, compare_seconds
 
 FACTOR, FRAMES, FPS, PATCH = 2, 9, 8.0, (1, 2, 2)
 CODEC = dict(name="space_to_depth", time_factor=FACTOR, space_factor=8)
@@ -186,6 +192,53 @@ def test_a_model_that_learnt_other_seconds_is_refused(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(saved))
   with pytest.raises(BadInput, match="lacks"):  # it is read, and of version 1
     read_config(tmp_path)
+
+
+def test_pictures_of_such_a_model_stand_at_no_wrong_second(latents):
+  opened: Any = SimpleNamespace(version=1, pipeline=SimpleNamespace(vae=latents))
+  check_seconds(opened, "run", 0.0)
+  with pytest.raises(BadInput, match="--workdir=run is of version 1"):
+    check_seconds(opened, "run", 0.1)
+  opened.version = 2
+  check_seconds(opened, "run", 1.0)
+
+
+@pytest.mark.parametrize("f, refuses", [(1, False), (3, True)])
+def test_training_goes_on_where_all_were_pictures(f, refuses, monkeypatch, tmp_path):
+  """Only the lines before anything is built are run."""
+  dataset = MagicMock(index={"fps": np.array([8.0, 8.0]), "f": np.array([1, f])})
+  dataset.__len__.return_value, dataset.time_factor = 2, FACTOR
+  for name, value in (
+    ("check_workdir", None), ("open_data", [dataset]), ("choose_tokenizer", "bytes"),
+    ("check_alike", None), ("saved_config", {"model": {"name": "dit"}}),
+  ):  # fmt: skip
+    monkeypatch.setattr(train, name, lambda *_, value=value, **__: value)
+  monkeypatch.setattr(train, "warn_aliasing", lambda *_: 1 / 0)
+  with pytest.raises(BadInput if refuses else ZeroDivisionError):
+    train.train_locked(demo.get_config("dit"), tmp_path, cast(Any, None), None, None)
+
+
+def test_training_from_such_weights_says_so(copied, monkeypatch, tmp_path, capsys):
+  """Only the lines before anything is built are run."""
+  dataset = copied(FACTOR)
+  origin = tmp_path / "origin"
+  origin.mkdir()
+  (origin / "config.json").write_text(json.dumps({"model": {"name": "dit"}}))
+  config = demo.get_config("dit")
+  config.init_from, config.data.path = str(origin), str(dataset.path)
+  monkeypatch.setattr(train, "keep_frozen", lambda *_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    train.train_locked(config, tmp_path / "run", cast(Any, None), None, None)
+  assert "is of version 1, which took time_factor=4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version, factor, warns", [(1, 2, True), (1, 4, False), (2, 2, False)])
+def test_weights_that_may_have_learnt_other_seconds_are_named(version, factor, warns, tmp_path):
+  saved = {"model": {"name": "dit"}} | ({"version": version} if version > 1 else {})
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  lines = compare_seconds(Origin(str(tmp_path), None, "ema"), factor)
+  assert len(lines) == warns
+  assert not warns or "took time_factor=4 for every VAE's, and its VAE has 2" in lines[0]
 
 
 def test_warns_of_patches_further_apart_than_half_a_period(latents):
