@@ -178,6 +178,11 @@ def test_no_two_purposes_share_their_numbers():
   assert len(set(keys)) == len(PURPOSES) >= 4
 
 
+def test_both_words_of_a_draw_count():
+  draws = jnp.array([[[0, 7], [1, 7], [7, 0], [0, 8]]], jnp.uint32)
+  assert len(set(np.asarray(segment_uniform(0, "time", draws))[0].tolist())) == 4
+
+
 def test_noise_is_normal_and_times_are_uniform():
   draw = jnp.stack([jnp.zeros(400, jnp.uint32), jnp.arange(400, dtype=jnp.uint32)], -1)[None]
   u = np.asarray(segment_uniform(3, "time", draw))
