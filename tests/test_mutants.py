@@ -107,7 +107,7 @@ def test_caught_survived_and_resumed(tree, tmp_path, monkeypatch):
   cases = mutants.make_cases(tree, listed)
   assert [case.tests for case in cases[:2]] == [("tests/test_numbers.py",)] * 2
   results = tmp_path / "results.jsonl"
-  copy = mutants.Copy(tree, seconds=60, cache=None)
+  copy = mutants.Copy(tree, seconds=60, programs=None)
   try:
     runner = mutants.Runner([copy], results)
     found = [runner(case) for case in cases]
