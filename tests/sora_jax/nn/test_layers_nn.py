@@ -11,7 +11,7 @@ from scipy.special import expit, softmax
 
 from data_pipeline.errors import BadInput
 from sora_jax.attention.registry import segment_attention
-from sora_jax.nn.block import MLP, Attention, Block, layer_norm
+from sora_jax.nn.block import MLP, Attention, Block, layer_norm, mlp_hidden
 from sora_jax.nn.embed import CaptionPool, LevelEmbedding, sinusoidal
 from sora_jax.nn.gather import gather_rows
 from sora_jax.nn.rope import fourier_features, rotary_angles, rotary_frequencies, rotate
@@ -174,6 +174,12 @@ def test_mlp_is_gelu_or_swiglu(kind, hidden):
     y = 0.5 * y[0] * (1 + np.tanh(np.sqrt(2 / np.pi) * (y[0] + 0.044715 * y[0] ** 3)))
   found = layer(jnp.asarray(x, jnp.float32)[None], lambda f: f)[0]
   np.testing.assert_allclose(found, y @ np.asarray(layer.out.kernel), rtol=1e-4, atol=1e-5)
+
+
+def test_swiglu_has_as_many_parameters_as_gelu():
+  """Three matrices instead of two, each two thirds as wide; widths are rounded up to 32."""
+  assert mlp_hidden(96, 4, "gelu") == 4 * 96 and mlp_hidden(96, 4, "swiglu") == 2 / 3 * 4 * 96
+  assert [mlp_hidden(100, 4, kind) for kind in ("gelu", "swiglu")] == [416, 288]
 
 
 def test_levels_are_waves_of_a_thousand_t():
