@@ -39,7 +39,8 @@ def make(kind: Any, where: str, value: Any) -> Any:
       raise BadInput(f"{where}={value!r} is no section. Give its settings by name.")
     return {name: make(kind.__args__[1], f"{where}.{name}", one) for name, one in value.items()}
   kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
-  if float in kinds and (type(value) is int or isinstance(value, float)):  # NumPy's as well
+  is_whole = type(value) is int and abs(value) < 2**1023  # beyond it there is no float
+  if float in kinds and (is_whole or isinstance(value, float)):  # NumPy's as well
     value = float(value)
   if type(value) not in kinds or value != value:
     names = " or ".join("None" if k is types.NoneType else k.__name__ for k in kinds)

@@ -77,6 +77,7 @@ def test_the_experiment_refuses_another_name_and_is_locked():
     ("captions.camera.static", 3, "curate.captions.camera.static=3 is no str"),
     ("captions.prompts", "ab", "curate.captions.prompts='ab' is no tuple"),
     ("captions.frames", "ab", "curate.captions.frames='ab' is no int"),
+    ("windows.max_seconds", 10**310, "curate.windows.max_seconds=1000.* is no .*float"),
     ("windows.longest", 3.0, "curate.windows.longest is unknown. Its settings are max_seconds"),
     ("captions.measured", "no", "captions.measured='no' is unknown"),
   ],
