@@ -116,6 +116,8 @@ def test_caught_survived_and_resumed(tree, tmp_path, monkeypatch):
   assert [one["status"] for one in found] == ["caught", "survived", "equivalent"]
   assert found[0]["test"].endswith("test_double"), "not the test that fails without a mutant"
   assert mutants.share_caught(found) == (1, 2)
+  late = mutants.Runner([], tmp_path / "none.jsonl", seconds=-1)
+  assert [late(case)["status"] for case in cases] == ["not run yet"] * 2 + ["equivalent"]
   page = mutants.write_table(cases, found)
   assert "**1 of 2 caught (50.0 %)**" in page and "`2 * x` → `x + x`: the same number" in page
   again = mutants.Runner([], results)  # no copy: nothing can be run

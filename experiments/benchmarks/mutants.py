@@ -10,8 +10,8 @@ SYMBOL is the qualified name of a function, class or constant, wherever the pack
 (MODULE:SYMBOL where several do); BEFORE occurs in it exactly once. A mutant is put into a copy of
 the tree, and the test files that import its module run there, the nearest first, up to the first
 failure; a failure counts if the test passes without the mutant. Results are kept in --results, so
-that a run that was stopped goes on: one is valid while mutant, module and test files are what they
-were. Exit code 1 when less than --goal is caught.
+that a run that was stopped, also by --minutes, goes on: one is valid while mutant, module and test
+files are what they were. Exit code 1 when less than --goal is caught.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import collections
 import compileall
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -47,6 +48,7 @@ from experiments.benchmarks.mutations import (
 COPIED = (*PACKAGES, "experiments", "tests")
 LEFT_OUT = (".git", ".venv", "runs", "data", "build", "dist")
 CAUGHT, SURVIVED, TIMEOUT, EQUIVALENT = "caught", "survived", "timeout", "equivalent"
+NOT_RUN = "not run yet"
 
 
 class Case(NamedTuple):
@@ -122,9 +124,11 @@ class Runner:
   Args:
     copies: one for each case at a time.
     results: file of JSON lines, read and added to.
+    seconds: after which no further case is begun.
   """
 
-  def __init__(self, copies: Sequence[Copy], results: Path):
+  def __init__(self, copies: Sequence[Copy], results: Path, seconds: float = math.inf):
+    self._end = time.monotonic() + seconds
     self._copies: SimpleQueue[Copy] = SimpleQueue()
     for copy in copies:
       self._copies.put(copy)
@@ -139,6 +143,8 @@ class Runner:
       return {"key": case.key, "status": EQUIVALENT, "test": "", "seconds": 0.0}
     if case.key in self.known:
       return self.known[case.key]
+    if time.monotonic() > self._end:
+      return {"key": case.key, "status": NOT_RUN, "test": "", "seconds": 0.0}
     copy, begin = self._copies.get(), time.monotonic()
     try:
       status, test = self._run(copy, case)
@@ -209,14 +215,15 @@ def make_cases(root: Path, mutants: Sequence[Mutant], files: int = 6) -> list[Ca
 
 
 def share_caught(found: Sequence[dict]) -> tuple[int, int]:
-  """How many were caught, of how many that could be."""
+  """How many were caught, of how many that were run and could be."""
   counts = collections.Counter(one["status"] for one in found)
-  return counts[CAUGHT], len(found) - counts[EQUIVALENT]
+  return counts[CAUGHT], len(found) - counts[EQUIVALENT] - counts[NOT_RUN]
 
 
 def write_table(cases: Sequence[Case], found: Sequence[dict]) -> str:
   """The page: the share, what was not caught, and every mutant with the test that notices it."""
   caught, total = share_caught(found)
+  counts = collections.Counter(one["status"] for one in found)
   pairs = list(zip((case.mutant for case in cases), found, strict=True))
   lines = [
     "# Mutants",
@@ -226,7 +233,8 @@ def write_table(cases: Sequence[Case], found: Sequence[dict]) -> str:
     "caught when a test fails with it that passes without it.",
     "",
     f"**{caught} of {total} caught ({100 * caught / max(1, total):.1f} %)**; "
-    f"{len(found) - total} more change nothing that could be seen.",
+    f"{counts[EQUIVALENT]} more change nothing that could be seen, {counts[NOT_RUN]} were not run"
+    " yet.",
     "",
     "| package | caught | of |",
     "|---|---|---|",
@@ -267,6 +275,7 @@ def main() -> int:
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--files", type=int, default=6, help="test files of a mutant")
   parser.add_argument("--seconds", type=float, default=400, help="that the tests of one may take")
+  parser.add_argument("--minutes", type=float, default=math.inf, help="after which none is begun")
   parser.add_argument("--goal", type=float, default=0.95)
   options = parser.parse_args()
   root = Path(__file__).parents[2]
@@ -278,7 +287,8 @@ def main() -> int:
   copies = [Copy(root, seconds=options.seconds, programs=programs) for _ in range(options.workers)]
   try:
     with ThreadPoolExecutor(options.workers) as pool:
-      found = list(pool.map(Runner(copies, options.results), cases))
+      runner = Runner(copies, options.results, 60 * options.minutes)
+      found = list(pool.map(runner, cases))
   finally:
     for copy in copies:
       copy.close()
