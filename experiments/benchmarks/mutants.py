@@ -18,6 +18,7 @@ import argparse
 import collections
 import compileall
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -86,9 +87,10 @@ class Copy:
       self._environment["SORA_TEST_PROGRAMS"] = str(programs)  # see tests/conftest.py
 
   def put(self, path: str, text: str) -> None:
-    """Changes a file."""
+    """Changes a file. Its byte code goes: it is taken for that of a file of its size and second."""
     self._whole.setdefault(path, (self._root / path).read_bytes())
     (self._root / path).write_text(text, "utf-8")
+    Path(importlib.util.cache_from_source(str(self._root / path))).unlink(missing_ok=True)
 
   def restore(self, path: str) -> None:
     """Takes a change back."""
