@@ -25,7 +25,7 @@ def test_one_host_is_never_behind():
   assert found == {"host_seconds": [0.3], "slowest_host": 0, "straggling": 0.0}
 
 
-def test_two_processes_hear_of_each_other():
+def test_two_processes_share_a_batch_and_hear_of_each_other():
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
